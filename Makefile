@@ -1,0 +1,71 @@
+# make book            execute the chapters that changed, build the site, say where it is
+# make book CHAPTER=03 the same for one chapter
+# make test            unit tests, then the book, then the tests of the book
+# make lint | notebooks | lock | clean
+
+PYTHON ?= python3
+CHAPTER ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Directories are listed too: their time changes when a file is deleted.
+LIBRARY := $(shell find austeer data -name __pycache__ -prune -o -print 2>/dev/null)
+
+# Nothing of the user's own Python settings reaches the build.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+export PYTHONNOUSERSITE = 1
+
+.PHONY: book test lint notebooks lock clean install
+.DELETE_ON_ERROR:
+
+book: install
+	@$(BIN)/python book/build.py --chapter="$(CHAPTER)"
+
+# Every part runs, whichever failed before; the closing line of the last pytest is the last one printed.
+test: install
+	@status=0; \
+	$(BIN)/pytest tests --ignore=tests/book || status=1; \
+	$(BIN)/python book/build.py || status=1; \
+	$(BIN)/pytest tests/book || status=1; \
+	exit $$status
+
+lint: .venv/.locked
+	@$(BIN)/ruff check .
+
+notebooks: .venv/.locked
+	@$(BIN)/python book/notebooks.py
+
+install: .venv/.locked .venv/.installed
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	echo "The book needs Python 3.11, 3.12 or 3.13: name one, as in \`make PYTHON=python3.11\`."; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+.venv/.locked: requirements.lock | .venv/bin/pip
+	@echo "Installing the locked packages into .venv (some minutes, once) ..."
+	@$(PIP) install -qq -r requirements.lock
+	@touch $@
+
+# Built without isolation: hatchling comes from the lock, so that nothing unlocked is downloaded.
+.venv/.installed: .venv/.locked pyproject.toml $(LIBRARY)
+	@rm -rf _build/wheel
+	@$(PIP) wheel -q --no-deps --no-build-isolation -w _build/wheel .
+	@$(PIP) install -q --no-deps --force-reinstall _build/wheel/*.whl
+	@touch $@
+
+# The lock is what a clean environment gets today. torch is named first, and by its plain version: where a CPU build
+# is installed its local version would bind every other machine to that build.
+TORCH := 2.13.0
+lock:
+	@rm -rf _build/lock && $(PYTHON) -m venv _build/lock
+	@_build/lock/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	e = p["optional-dependencies"]; print(*p["dependencies"], *e["book"], *e["test"], sep="\n")' > _build/lock/wanted.txt
+	@_build/lock/bin/pip install -qq torch==$(TORCH) -r _build/lock/wanted.txt
+	@{ echo "# The exact versions that the tests run with, on Linux with Python 3.11. Written by \`make lock\`."; \
+	_build/lock/bin/pip freeze --exclude-editable | sed -e 's/+cpu$$//'; } > _build/lock/requirements.lock
+	@if grep -q " @ " _build/lock/requirements.lock; then echo "The lock names a local file."; exit 1; fi
+	@mv _build/lock/requirements.lock requirements.lock && rm -rf _build/lock
+
+clean:
+	@rm -rf _build

@@ -1,0 +1,163 @@
+"""Contrastive pairs and prompts: load them, check them, split them by topic."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+
+@dataclass(frozen=True)
+class ContrastivePair:
+    """Two answers to one prompt that differ in the behaviour; the model reads prompt + answer, nothing inserted.
+
+    Raises:
+        ValueError: an empty answer, or two equal ones.
+    """
+
+    prompt: str
+    positive: str
+    negative: str
+    topic: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.positive or not self.negative:
+            raise ValueError(f"The pair {self.prompt[:40]!r} has an empty answer; give both answers.")
+        if self.positive == self.negative:
+            raise ValueError(f"The pair {self.prompt[:40]!r} has the same answer {self.positive[:40]!r} on both sides.")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to be continued, and its topic.
+
+    Raises:
+        ValueError: an empty text.
+    """
+
+    prompt: str
+    topic: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError(f"A prompt of topic {self.topic!r} is empty; give a text.")
+
+
+Item = TypeVar("Item", ContrastivePair, Prompt)
+
+
+class Split(NamedTuple):
+    """Items for fitting, for choosing settings, and for reporting; no topic is in two of them."""
+
+    train: list
+    validation: list
+    test: list
+
+
+def load_pairs(name: str) -> list[ContrastivePair]:
+    """Load contrastive pairs: a set of the book ("sentiment"), a .jsonl file, or a hub data set ("hf:org/name").
+
+    Each row has `prompt`, `positive`, `negative` and, optionally, `topic`.
+
+    Raises:
+        ValueError: an unknown set, or a malformed row (the message names file and line).
+        FileNotFoundError: no such file.
+        ImportError: "hf:..." without the package `datasets`.
+    """
+    return _rows(name, ContrastivePair)
+
+
+def load_prompts(name: str) -> list[Prompt]:
+    """Load prompts: a set of the book ("openings"), a .jsonl file, or a hub data set; rows have `prompt`, `topic`.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: as `load_pairs`.
+    """
+    return _rows(name, Prompt)
+
+
+def load_results(name: str) -> list[dict]:
+    """Load the rows of a long experiment that ship with the book, such as "sentiment_sweep".
+
+    Raises:
+        ValueError: unknown results; the message lists those there are.
+    """
+    return [row for _, row in _file_rows(_own(name, "results"))]
+
+
+def split(items: Sequence[Item], train: float = 0.5, validation: float = 0.25) -> Split:
+    """Split items by topic: a topic's part follows from the hash of its name alone.
+
+    So no row moves when others are added, and sets that share topics (pairs and openings) are split alike. Items
+    without a topic are split by the hash of their prompt.
+
+    Args:
+        items: pairs or prompts.
+        train: the share of topics, in expectation, that goes to fitting.
+        validation: the same for choosing settings; the rest is the test part.
+
+    Raises:
+        ValueError: shares below 0, or above 1 together.
+    """
+    if min(train, validation) < 0 or train + validation > 1:
+        raise ValueError(f"Shares of {train} and {validation} leave no test part; give two that sum to at most 1.")
+    parts: Split = Split([], [], [])
+    for item in items:
+        digest = hashlib.sha256((item.topic or item.prompt).encode()).digest()
+        position = int.from_bytes(digest[:8], "big") / 2**64
+        parts[(position >= train) + (position >= train + validation)].append(item)
+    return parts
+
+
+def _rows(name: str, kind: Callable[..., Item]) -> list[Item]:
+    if name.startswith("hf:"):
+        source, rows = name, _hub_rows(name[3:])
+    else:
+        path = Path(name) if str(name).endswith(".jsonl") else _own(name)
+        source, rows = str(path), _file_rows(path)
+    items = []
+    for number, row in rows:
+        try:
+            items.append(kind(**{key: row[key] for key in kind.__dataclass_fields__ if key in row}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}, row {number}: {error}") from error
+    if not items:
+        raise ValueError(f"{source} holds no rows.")
+    return items
+
+
+def _own(name: str, kind: str = ".") -> Path:
+    """Find a set of the book: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    folder = (package / "_data" if (package / "_data").exists() else package.parent / "data") / kind
+    known = sorted(path.stem for path in folder.glob("*.jsonl"))
+    if name not in known:
+        raise ValueError(f"{name!r} is none of the book's own ({', '.join(known)}); give one of these, or a path.")
+    return folder / f"{name}.jsonl"
+
+
+def _file_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the path of a .jsonl file.")
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, row {number}: not JSON ({error}).") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, row {number}: a {type(row).__name__}, not an object with named fields.")
+            yield number, row
+
+
+def _hub_rows(name: str) -> Iterator[tuple[int, dict]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(f'"hf:{name}" needs the package datasets: pip install datasets.') from error
+    yield from enumerate(load_dataset(name, split="train"), 1)

@@ -1,0 +1,174 @@
+"""`check_*`: is a reader's answer right, or how is it wrong; a verdict is shown, a run is never stopped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says; true if the answer is right."""
+
+    right: bool
+    says: str
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def __repr__(self) -> str:
+        return f"{'Right' if self.right else 'Not yet'}: {self.says}"
+
+    def _repr_html_(self) -> str:
+        colour = "#2e7d32" if self.right else "#b45309"
+        mark = "Right" if self.right else "Not yet"
+        return f"<p style='border-left:4px solid {colour};padding-left:8px'><b>{mark}.</b> {html.escape(self.says)}</p>"
+
+
+def check_swing(swing: Callable[[list[str], list[str]], float]) -> Verdict:
+    """Check exercise 0.1: mean sentiment of the one list minus that of the other."""
+    happy, sad = ["I love this wonderful day.", "A table."], ["I hate this.", "A sad, awful day."]
+    found = _call(swing, happy, sad)
+    if isinstance(found, Verdict):
+        return found
+    from austeer.evaluation import sentiment
+
+    plus, minus = sentiment(happy).mean().item(), sentiment(sad).mean().item()
+    if not isinstance(found, (float, int, Tensor)) or (isinstance(found, Tensor) and found.numel() != 1):
+        return Verdict(False, f"it returns {type(found).__name__}, but one number is asked for: take the means.")
+    found = float(found)
+    if abs(found - (minus - plus)) < 1e-5:
+        return Verdict(False, "the sign is turned round: the + texts come first, and + minus - is asked for.")
+    if abs(found - (plus + minus)) < 1e-5:
+        return Verdict(False, "the two means are added; the swing is their difference.")
+    if abs(found - (plus - minus)) > 1e-5:
+        return Verdict(False, f"on two small lists it gives {found:.3f}, and {plus - minus:.3f} was expected.")
+    return Verdict(True, "the mean mood of the one side minus that of the other.")
+
+
+def check_units_per_layer(units_per_layer: Callable[[Any], dict[int, int]]) -> Verdict:
+    """Check exercise 0.2: count the chosen units of each layer."""
+    from types import SimpleNamespace
+
+    units = SimpleNamespace(layer=torch.tensor([3, 7, 3, 3, 12]), index=torch.tensor([1, 2, 5, 9, 1]))
+    found = _call(units_per_layer, units)
+    if isinstance(found, Verdict):
+        return found
+    if not isinstance(found, dict):
+        return Verdict(False, f"it returns {type(found).__name__}; a dictionary {{layer: number of units}} is asked for.")
+    found = {int(layer): int(number) for layer, number in found.items() if int(number)}
+    if found == {1: 2, 2: 1, 5: 1, 9: 1}:
+        return Verdict(False, "that counts the index inside the layer; use units.layer.")
+    if set(found) != {3, 7, 12}:
+        return Verdict(False, f"for units in layers 3, 7, 3, 3, 12 it names the layers {sorted(found)}.")
+    if found != {3: 3, 7: 1, 12: 1}:
+        return Verdict(False, f"for units in layers 3, 7, 3, 3, 12 it counts {found}; layer 3 has three.")
+    return Verdict(True, "three in layer 3, one each in layers 7 and 12.")
+
+
+def check_overlap(overlap: Callable[[Tensor, Tensor, int], float]) -> Verdict:
+    """Check exercise 3.1: the share of the top k by |beta| that two score tables have in common."""
+    first = torch.tensor([[0.9, -0.8, 0.1], [0.2, 0.7, -0.3]])
+    second = torch.tensor([[0.9, 0.1, -0.2], [-0.8, 0.7, 0.3]])
+    found = _call(overlap, first, second, 3)
+    if isinstance(found, Verdict):
+        return found
+    found = float(found)
+    if abs(found - 2) < 1e-6:
+        return Verdict(False, "it gives the number of common units; divide by k for the share.")
+    if abs(found - 2 / 3) > 1e-6:
+        return Verdict(False, f"on a small example it gives {found:.3f}; 2 of the top 3 agree, so 0.667 was expected.")
+    third = torch.tensor([[-0.9, 0.1, 0.2], [0.8, -0.7, 0.3]])
+    if abs(float(overlap(second, third, 3)) - 1) > 1e-6:
+        return Verdict(False, "with all signs turned it should still be 1: rank by |beta|, not by beta.")
+    if abs(float(overlap(first, first.T.contiguous().T, 2)) - 1) > 1e-6:
+        return Verdict(False, "a table should agree with itself completely.")
+    return Verdict(True, "the share of the top k that both tables choose.")
+
+
+def check_null_by_pairs(null_by_pairs: Callable[[Tensor, torch.Generator], float]) -> Verdict:
+    """Check exercise 3.2: the largest |beta| when each pair is swapped on its own coin."""
+    differences = torch.ones(400, 1, 3)
+    found = _call(null_by_pairs, differences, torch.Generator().manual_seed(0))
+    if isinstance(found, Verdict):
+        return found
+    draws = [float(null_by_pairs(differences, torch.Generator().manual_seed(seed))) for seed in range(40)]
+    if max(draws) > 1.0001:
+        return Verdict(False, f"it gives {max(draws):.3f}, but |beta| is a share of pairs: divide by their number.")
+    if min(draws) > 0.99:
+        return Verdict(False, "400 pairs that all agree still give 1: the sides are not swapped.")
+    if len(set(draws)) == 1:
+        return Verdict(False, "every seed gives the same value: draw the coins from the generator that is passed in.")
+    if max(draws) > 0.7:
+        return Verdict(False, "some draws swap far more than half of the pairs together: one coin for each pair.")
+    if min(draws) < 0.499:
+        return Verdict(False, f"it gives {min(draws):.3f}; without ties |beta| = max(r+, r-) is never below 0.5.")
+    signs = torch.ones(400, 1, 2)
+    signs[:, :, 1] = -1
+    if abs(float(null_by_pairs(signs, torch.Generator().manual_seed(1))) - float(
+        null_by_pairs(signs[..., :1], torch.Generator().manual_seed(1))
+    )) > 1e-6:  # fmt: skip
+        return Verdict(False, "two units that are mirror images get different coins: swap a whole pair, all units at once.")
+    return Verdict(True, "one coin a pair, the same for all units, and the largest |beta| that is left.")
+
+
+def check_fold(fold: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Verdict:
+    """Check exercise 4.1: fold x_i <- x_i (1 + alpha beta_i) into a weight matrix."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    x = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+    index, beta = torch.tensor([1, 4]), torch.tensor([0.9, -0.8], dtype=torch.float64)
+    before = weight.clone()
+    found = _call(fold, weight, index, beta, 5.0)
+    if isinstance(found, Verdict):
+        return found
+    if not torch.equal(weight, before):
+        return Verdict(False, "it changes the matrix that it was given; work on a copy (weight.clone()).")
+    if tuple(found.shape) != (4, 6):
+        return Verdict(False, f"it returns shape {tuple(found.shape)}; the new matrix has the shape of the old, (4, 6).")
+    steered = x.clone()
+    steered[:, index] *= 1 + 5.0 * beta
+    if torch.allclose(x @ found.T, steered @ weight.T):
+        return Verdict(True, "the folded matrix gives on x what the old one gives on the steered x.")
+    only = weight.clone()
+    only[:, index] *= 5.0 * beta
+    if torch.allclose(found, only):
+        return Verdict(False, "the columns are multiplied by alpha beta; the rule multiplies by 1 + alpha beta.")
+    return Verdict(False, "the folded matrix on x is not the old one on the steered x; scale columns W[:, i], not rows.")
+
+
+def check_right_way(right_way: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
+    """Check exercise 4.2: in which share of texts does the multiplicative rule push a unit towards the positive side?"""
+    x = torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, -3.0], [0.5, 1.0, -1.0], [4.0, -2.0, -2.0]])
+    beta = torch.tensor([0.9, 0.8, -0.7])
+    found = _call(right_way, x, beta)
+    if isinstance(found, Verdict):
+        return found
+    found = torch.as_tensor(found).float()
+    if tuple(found.shape) != (3,):
+        return Verdict(False, f"it returns shape {tuple(found.shape)}; one share per unit is asked for, (3,).")
+    if torch.allclose(found, torch.tensor([1.0, 0.25, 0.75])):
+        return Verdict(
+            False,
+            "that is how often the activation grows. Unit 3 has beta < 0: the right way for it is down, and beta x is "
+            "down where x > 0.",
+        )
+    if not torch.allclose(found, torch.tensor([1.0, 0.25, 0.25])):
+        return Verdict(False, f"on a small example it gives {found.tolist()}, and [1.0, 0.25, 0.25] was expected.")
+    return Verdict(True, "the push alpha beta x has beta's sign exactly where x > 0.")
+
+
+def _call(answer: Callable, *arguments) -> Any:
+    """Run a reader's function; an error or an unwritten body becomes a verdict that says so."""
+    try:
+        found = answer(*arguments)
+    except Exception as error:  # whatever a reader's code raises is shown, not raised
+        return Verdict(False, f"your function stopped with {type(error).__name__}: {error}")
+    if found is None or found is ...:
+        return Verdict(False, "your function returns nothing yet; write its body.")
+    return found

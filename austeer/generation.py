@@ -1,0 +1,237 @@
+"""`generate()` with or without a steering, `steered()` for traces of one's own, and `audit()` of what was edited."""
+
+from __future__ import annotations
+
+import html
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LogitsProcessorList
+from transformers.generation import BaseStreamer, RepetitionPenaltyLogitsProcessor
+
+from austeer.models import apply_template, encode, info, token_ids
+from austeer.sites import Place, Sites
+from austeer.steering import Operator, Steering, apply
+
+ROWS_PER_PASS = 32
+
+
+def generate(
+    model,
+    prompts: Sequence[str],
+    steering: Steering | Sequence[Steering | None] | None = None,
+    *,
+    max_new_tokens: int = 40,
+    repetition_penalty: float = 1.0,
+    template: str | None = None,
+    rows_per_pass: int = ROWS_PER_PASS,
+    **options,
+) -> list[str]:
+    """Continue prompts, greedily unless told otherwise, with every pass steered.
+
+    Args:
+        model: a model from `load()`.
+        prompts: texts; sorted by length and batched inside, returned in the order given.
+        steering: one for all prompts, or a list with one (or None) per prompt: a sweep is one batch.
+        max_new_tokens: at most so many tokens; give `min_new_tokens` too to hold the end of text back.
+        repetition_penalty: as transformers has it, but blind to padding, so that a batch changes nothing.
+        template: None or "chat".
+        rows_per_pass: prompts per batch.
+        options: passed to transformers' `generate`, such as `do_sample`, `use_cache`.
+
+    Returns:
+        The continuations only, special tokens left out.
+
+    Raises:
+        ValueError: no prompt, a list of steerings of another length, or a steering of another shape.
+    """
+    prompts = apply_template(model, list(prompts), template)
+    each = [steering] * len(prompts) if steering is None or isinstance(steering, Steering) else list(steering)
+    if len(each) != len(prompts):
+        raise ValueError(f"{len(each)} steerings were given for {len(prompts)} prompts; give one, or one per prompt.")
+    for one in {id(one): one for one in each if one is not None}.values():
+        one.check(model)
+    options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
+
+    texts = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda row: (len(token_ids(model, prompts[row])), row))
+    with tqdm(total=len(prompts) * max_new_tokens, desc="generating", unit="token", leave=False) as bar:
+        for start in range(0, len(order), rows_per_pass):
+            rows = order[start : start + rows_per_pass]
+            batch = encode(model, [prompts[row] for row in rows])
+            continuation = _run(model, batch, _parts([each[row] for row in rows]), bar, repetition_penalty, options)
+            for row, text in zip(rows, model.tokenizer.batch_decode(continuation, skip_special_tokens=True), strict=True):
+                texts[row] = text
+            bar.update(min(start + rows_per_pass, len(order)) * max_new_tokens - bar.n)
+    return texts
+
+
+@contextmanager
+def steered(model, steering: Steering) -> Iterator:
+    """Give a copy of a model whose local traces see the steered model, at every step, until the context ends.
+
+    Args:
+        model: a local model from `load()`; it stays as it is.
+        steering: what to apply.
+
+    Raises:
+        ValueError: a steering of another shape, or a model or trace that is remote.
+    """
+    steering.check(model)
+    if info(model).remote:
+        raise ValueError("steered() works on local models; for a remote one use au.generate(..., steering=...).")
+    with model.edit() as (tracer, copied):
+        apply(copied, tracer, [(slice(None), steering.operators)])
+    copied._remote_backend = _refuse_remote  # a request would not carry the steps of the edit
+    try:
+        with _quiet():
+            yield copied
+    finally:
+        copied.clear_edits()
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a steering really changed in one run: for each place, the tokens whose activations differed afterwards.
+
+    Args:
+        tokens: the prompt's tokens and the generated ones, as text.
+        prompt: how many of them are the prompt's.
+        edited: for each place written, (steps, tokens) bool: in which pass the value at which token was changed.
+    """
+
+    tokens: list[str]
+    prompt: int
+    edited: dict[Place, Tensor]
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self.tokens)} tokens, {self.prompt} of the prompt; x: changed in the pass that computed it"]
+        for place, changed in self.edited.items():
+            marks = "".join("x" if mark else "." for mark in changed.any(0).tolist())
+            lines.append(f"layer {place.layer:3d} {place.site:9s} {marks[: self.prompt]}|{marks[self.prompt :]}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def audit(model, steering: Steering, prompt: str, *, max_new_tokens: int = 8, template: str | None = None) -> Audit:
+    """Generate with a steering and report which steps and positions were really edited.
+
+    A second reader in the same run, placed after the steering, sees what flows on; it is compared with what the
+    steering was handed.
+
+    Args:
+        model, steering, prompt, template: as in `generate`.
+        max_new_tokens: how many steps to look at; the end of text is held back.
+
+    Raises:
+        ValueError: as `generate`.
+    """
+    steering.check(model)
+    batch = encode(model, apply_template(model, [prompt], template))
+    places = sorted({p for o in steering.operators for p in o.writes()}, key=lambda place: place.order)
+    steps = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens, "do_sample": False}
+    with torch.no_grad(), _quiet(), model.generate(**steps, remote=info(model).remote) as tracer:
+        with tracer.invoke(batch):
+            before = [].save()
+            _record(model, tracer, places, before)
+        with tracer.invoke():
+            apply(model, tracer, [(slice(None), steering.operators)])
+        with tracer.invoke():
+            after = [].save()
+            _record(model, tracer, places, after)
+        with tracer.invoke():
+            ids = tracer.result.save()
+    prompt_tokens = batch["input_ids"].shape[1]
+    edited = {place: torch.zeros(max_new_tokens, ids.shape[1], dtype=torch.bool) for place in places}
+    for number, (old, new) in enumerate(zip(before, after, strict=True)):
+        step, place = divmod(number, len(places))
+        changed = (old != new).any(-1)[0]
+        edited[places[place]][step, prompt_tokens + step - len(changed) : prompt_tokens + step] = changed
+    return Audit([model.tokenizer.decode([token]) for token in ids[0]], prompt_tokens, edited)
+
+
+def _record(model, tracer, places: list[Place], into: list[Tensor]) -> None:
+    """Append the activations of every place at every step; like `apply`, it ends with the run."""
+    sites = Sites(model)
+    for _ in tracer.iter[:]:
+        for place in places:
+            into.append(sites.read(place).clone())
+
+
+def _run(model, batch, parts, bar: tqdm, repetition_penalty: float, options: dict) -> Tensor:
+    """Generate one batch; return the new tokens, (texts, at most max_new_tokens)."""
+    remote = info(model).remote
+    options = dict(options)
+    if repetition_penalty != 1.0:
+        penalty = _PenaltyBlindToPadding(repetition_penalty, batch["attention_mask"])
+        options["logits_processor"] = LogitsProcessorList([penalty])
+    if not remote:
+        options["streamer"] = _Ticks(bar, len(batch["input_ids"]))
+    with torch.no_grad(), _quiet(), model.generate(**options, remote=remote) as tracer:
+        with tracer.invoke(batch):
+            if parts:
+                apply(model, tracer, parts)
+        with tracer.invoke():
+            ids = tracer.result.save()
+    return ids[:, batch["input_ids"].shape[1] :]
+
+
+def _parts(each: list[Steering | None]) -> list[tuple[slice | Tensor, tuple[Operator, ...]]]:
+    """Group the rows of a batch by the steering they get."""
+    rows: dict[int, list[int]] = {}
+    for row, steering in enumerate(each):
+        if steering is not None and steering.operators:
+            rows.setdefault(id(steering), []).append(row)
+    if len(rows) == 1 and len(next(iter(rows.values()))) == len(each):
+        return [(slice(None), each[0].operators)]
+    return [(torch.tensor(own), each[own[0]].operators) for own in rows.values()]
+
+
+class _PenaltyBlindToPadding(RepetitionPenaltyLogitsProcessor):
+    """transformers' repetition penalty, told what is padding: it would penalise the padding token, which ends texts."""
+
+    def __init__(self, penalty: float, attention_mask: Tensor):
+        super().__init__(penalty)
+        self.attention_mask = attention_mask
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        width = self.attention_mask.shape[1]
+        padding = torch.zeros_like(input_ids, dtype=torch.bool)
+        padding[:, :width] = self.attention_mask.to(input_ids.device) == 0
+        last_of_prompt = input_ids[:, width - 1 : width]  # any real token will do: it is penalised once in any case
+        return super().__call__(torch.where(padding, last_of_prompt, input_ids), scores)
+
+
+class _Ticks(BaseStreamer):
+    """Move a progress bar by one batch of tokens at each step."""
+
+    def __init__(self, bar: tqdm, rows: int):
+        self.bar, self.rows, self.prompt_seen = bar, rows, False
+
+    def put(self, value: Tensor) -> None:
+        """Count the tokens of a step; the first call brings the prompt."""
+        if self.prompt_seen:
+            self.bar.update(self.rows)
+        self.prompt_seen = True
+
+    def end(self) -> None:
+        """Do nothing: the bar is closed by its owner."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the one warning that an open `tracer.iter` gives by design: the loop asks for a step after the last."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)
+        yield
+
+
+def _refuse_remote(*_):
+    raise ValueError("Inside steered() traces run here; for a remote model use au.generate(..., steering=...).")

@@ -1,0 +1,333 @@
+"""Activation momentum: in how many pairs is a unit higher on the positive side, and which units stand out."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from austeer.activations import TOKENS_PER_PASS, collect
+from austeer.data import ContrastivePair
+from austeer.models import ModelInfo, info
+
+MAX_GROUPS = 64  # topics beyond these share a group, so that memory does not grow with the number of topics
+
+
+@dataclass(frozen=True)
+class AtomicUnits:
+    """Chosen units of one site, best first.
+
+    Args:
+        site: "attention", "ffn", "neuron" or "residual".
+        layer: (k,) int64, 0-based.
+        index: (k,) int64, the dimension inside the layer.
+        beta: (k,) float32, the signed score in [-1, 1].
+        mean_difference: (k,) float32, mean of x+ - x-, in the activation's own units.
+        model: the model they were read from.
+        shape: (layers, width) of the site.
+        tied: how many units share the |score| at the cut; above 1 the last choice was made by the tie rule.
+        about: template, number of pairs, and how the units were chosen.
+    """
+
+    site: str
+    layer: Tensor
+    index: Tensor
+    beta: Tensor
+    mean_difference: Tensor
+    model: ModelInfo
+    shape: tuple[int, int]
+    tied: int = 1
+    about: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def __getitem__(self, rows: slice) -> AtomicUnits:
+        """Return the units of a slice, such as `units[:5]`."""
+        if not isinstance(rows, slice):
+            raise TypeError(f"Units are taken by slice, such as units[:5], not by {rows!r}.")
+        names = ("layer", "index", "beta", "mean_difference")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names}, tied=1)
+
+    def shuffled_signs(self, seed: int = 0) -> AtomicUnits:
+        """Return the same units with a random half of the signs of beta and mean difference turned: a control."""
+        generator = torch.Generator().manual_seed(seed)
+        sign = torch.ones(len(self))
+        sign[torch.randperm(len(self), generator=generator)[: (len(self) + 1) // 2]] = -1
+        about = {**self.about, "control": f"shuffled signs, seed {seed}"}
+        return replace(self, beta=self.beta * sign, mean_difference=self.mean_difference * sign, about=about)
+
+    def with_norm_of(self, other: AtomicUnits) -> AtomicUnits:
+        """Return the same units with the mean difference scaled to the norm of another choice's: a control."""
+        scale = other.mean_difference.norm() / self.mean_difference.norm()
+        about = {**self.about, "norm": float(other.mean_difference.norm())}
+        return replace(self, mean_difference=self.mean_difference * scale, about=about)
+
+    def _rows(self) -> list[tuple[int, int, float, float]]:
+        columns = (self.layer, self.index, self.beta, self.mean_difference)
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    def _title(self) -> str:
+        total = self.shape[0] * self.shape[1]
+        how = ", ".join(f"{key} {value}" for key, value in self.about.items() if value is not None)
+        ties = f"; {self.tied} units tie at the cut" if self.tied > 1 else "; no tie at the cut"
+        return f"{len(self)} of {total:,} {self.site} units of {self.model.id} ({how}{ties})"
+
+    def __repr__(self) -> str:
+        shown = self._rows()[:20]
+        lines = [f"{'layer':>7} {'index':>6} {'beta':>7} {'mean difference':>16}"]
+        lines += [f"{layer:7d} {index:6d} {beta:7.3f} {mean:16.4f}" for layer, index, beta, mean in shown]
+        lines += [f"    ... and {len(self) - len(shown)} more"] if len(self) > len(shown) else []
+        return "\n".join([self._title(), *lines])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{layer}</td><td>{index}</td><td>{beta:.3f}</td><td>{mean:.4f}</td></tr>"
+            for layer, index, beta, mean in self._rows()[:20]
+        )
+        more = f"<p>... and {len(self) - 20} more</p>" if len(self) > 20 else ""
+        head = "<tr><th>layer</th><th>index</th><th>beta</th><th>mean difference</th></tr>"
+        return f"<p>{html.escape(self._title())}</p><table>{head}{rows}</table>{more}"
+
+
+@dataclass(frozen=True)
+class ActivationMomentum:
+    """Counts and sums of x+ - x- for every unit, kept by topic, and what follows from them.
+
+    Args:
+        site: the site that was read.
+        higher: (groups, layers, width) int32, pairs with x+ > x-, by group of topics.
+        lower: the same for x+ < x-; a tie counts as neither.
+        total: (groups, layers, width) float64, sum of x+ - x-.
+        squares: (groups, layers, width) float64, sum of (x+ - x-)^2.
+        pairs: (groups,) int64, pairs in each group.
+        model: the model.
+        template: None or "chat".
+    """
+
+    site: str
+    higher: Tensor
+    lower: Tensor
+    total: Tensor
+    squares: Tensor
+    pairs: Tensor
+    model: ModelInfo
+    template: str | None = None
+
+    @property
+    def beta(self) -> Tensor:
+        """(layers, width) float32 in [-1, 1]: r+ if r+ >= r-, else -r- (AUSteer, section 4)."""
+        return signed_score(self.higher.sum(0), self.lower.sum(0), int(self.pairs.sum()))
+
+    @property
+    def mean_difference(self) -> Tensor:
+        """(layers, width) float32: the mean of x+ - x- over all pairs."""
+        return (self.total.sum(0) / self.pairs.sum()).float()
+
+    @property
+    def standardised(self) -> Tensor:
+        """(layers, width) float32: |mean difference| / standard deviation of the differences; breaks ties."""
+        mean = self.total.sum(0) / self.pairs.sum()
+        deviation = (self.squares.sum(0) / self.pairs.sum() - mean**2).clamp(min=0).sqrt()
+        return torch.where(deviation > 0, mean.abs() / deviation, 0.0).float()
+
+    @property
+    def log_p(self) -> Tensor:
+        """(layers, width) float64: natural log of the p value of a two-sided sign test.
+
+        The test takes pairs as independent and drops ties. Pairs that share a topic are not: `null` is the honest one.
+        """
+        from scipy.stats import binom  # half a second to import, so only when it is asked for
+
+        higher, lower = self.higher.sum(0).numpy(), self.lower.sum(0).numpy()
+        one_side = binom.logcdf(higher.clip(max=lower), higher + lower, 0.5)
+        return torch.from_numpy((one_side + torch.log(torch.tensor(2.0, dtype=torch.float64)).item()).clip(max=0.0))
+
+    def null(self, seed: int = 0) -> float:
+        """Return the largest |beta| over all units when whole topics have their sides swapped at random.
+
+        If the behaviour had nothing to do with the activations, the true maximum would be one more such draw.
+
+        Raises:
+            ValueError: fewer than 5 groups of topics, which cannot be swapped in enough ways.
+        """
+        groups = len(self.pairs)
+        if groups < 5:
+            raise ValueError(f"The pairs have {groups} topics; a null by swapping topics needs at least 5.")
+        swap = torch.rand(groups, generator=torch.Generator().manual_seed(seed)) < 0.5
+        swap = swap[:, None, None]
+        higher = torch.where(swap, self.lower, self.higher).sum(0)
+        lower = torch.where(swap, self.higher, self.lower).sum(0)
+        return signed_score(higher, lower, int(self.pairs.sum())).abs().max().item()
+
+    def top(self, k: int, by: str = "momentum") -> AtomicUnits:
+        """Return the k units of all layers with the largest score.
+
+        Args:
+            k: how many.
+            by: "momentum" (|beta|, ties broken by |mean difference| / standard deviation, then by layer and index) or
+                "mean_difference" (|mean difference|, the plain alternative).
+
+        Raises:
+            ValueError: k below 1 or above the number of units, or an unknown `by`.
+        """
+        self._require(k)
+        if by not in ("momentum", "mean_difference"):
+            raise ValueError(f'by is {by!r}; give "momentum" or "mean_difference".')
+        score = (self.beta if by == "momentum" else self.mean_difference).abs().flatten()
+        order = torch.argsort(self.standardised.flatten(), descending=True, stable=True)
+        order = order[torch.argsort(score[order], descending=True, stable=True)][:k]
+        return self._units(order, tied=int((score == score[order[-1]]).sum()), chosen=by)
+
+    def random(self, k: int, seed: int = 0) -> AtomicUnits:
+        """Return k units drawn at random from all layers, with their own beta and mean difference: a control.
+
+        Raises:
+            ValueError: k below 1 or above the number of units.
+        """
+        self._require(k)
+        order = torch.randperm(self.beta.numel(), generator=torch.Generator().manual_seed(seed))[:k]
+        return self._units(order, tied=1, chosen=f"random, seed {seed}")
+
+    def stability(self, k: int, draws: int = 10, seed: int = 0) -> float:
+        """Return the mean share of the top k units that two random halves of the topics have in common.
+
+        Raises:
+            ValueError: fewer than 2 groups of topics, or a bad k.
+        """
+        groups = len(self.pairs)
+        if groups < 2:
+            raise ValueError(f"The pairs have {groups} topic; halves need at least 2.")
+        generator, shared = torch.Generator().manual_seed(seed), 0.0
+        for _ in range(draws):
+            order = torch.randperm(groups, generator=generator)
+            first, second = (self.subset(half).top(k) for half in (order[: groups // 2], order[groups // 2 :]))
+            shared += len(unit_set(first) & unit_set(second)) / k / draws
+        return shared
+
+    def subset(self, groups: Tensor) -> ActivationMomentum:
+        """Return the momentum of some groups of topics only; `groups` is (n,) int64, positions in `pairs`."""
+        names = ("higher", "lower", "total", "squares", "pairs")
+        return replace(self, **{name: getattr(self, name)[groups] for name in names})
+
+    def _require(self, k: int) -> None:
+        if not 1 <= k <= self.higher[0].numel():
+            raise ValueError(f"k is {k}; give a number from 1 to {self.higher[0].numel():,}, the number of units.")
+
+    def _units(self, order: Tensor, tied: int, chosen: str) -> AtomicUnits:
+        width = self.higher.shape[2]
+        about = {"pairs": int(self.pairs.sum()), "template": self.template, "by": chosen}
+        return AtomicUnits(
+            self.site, order // width, order % width, self.beta.flatten()[order],
+            self.mean_difference.flatten()[order], self.model, tuple(self.higher.shape[1:]), tied, about,
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        layers, width = self.higher.shape[1:]
+        return (
+            f"Momentum of {layers * width:,} {self.site} units of {self.model.id} over {int(self.pairs.sum())} pairs in "
+            f"{len(self.pairs)} groups of topics; largest |beta| {self.beta.abs().max():.3f}"
+        )
+
+
+def activation_momentum(
+    model,
+    pairs: Sequence[ContrastivePair],
+    site: str = "attention",
+    *,
+    template: str | None = None,
+    tokens_per_pass: int = TOKENS_PER_PASS,
+) -> ActivationMomentum:
+    """Compare x+ with x- at the last token of every pair, for every unit of a site (AUSteer, section 4).
+
+    Args:
+        model: a model from `load()`.
+        pairs: contrastive pairs; pairs of one topic are swapped together by `null`.
+        site: "attention", "ffn", "neuron" or "residual".
+        template: None or "chat".
+        tokens_per_pass: bounds the memory of a pass; the result does not depend on it beyond rounding.
+
+    Raises:
+        ValueError: fewer than 2 pairs, an unknown site, a pair longer than the context, or activations that are not
+            finite.
+    """
+    if len(pairs) < 2:
+        raise ValueError(f"{len(pairs)} pair was given; a sign statistic needs at least 2.")
+    group = _groups(pairs)
+    counts = None
+
+    def into(rows: list[int], positive: Tensor, negative: Tensor) -> None:
+        nonlocal counts
+        counts = counts or _empty(int(group.max()) + 1, positive.shape[1:])
+        _count(counts, group[rows], positive, negative)
+
+    collect(model, pairs, site, template=template, into=into, tokens_per_pass=tokens_per_pass)
+    return ActivationMomentum(site, *counts, torch.bincount(group), info(model), template)
+
+
+def momentum_of(positive: Tensor, negative: Tensor, pairs: Sequence[ContrastivePair], model, site: str = "attention"):
+    """Return the momentum of activations that are already here, such as `collect` returns them.
+
+    Args:
+        positive, negative: (pairs, layers, width).
+        pairs: the pairs they belong to, in order; gives the topics.
+        model, site: where they were read.
+
+    Raises:
+        ValueError: shapes that differ, or activations that are not finite.
+    """
+    if positive.shape != negative.shape or len(positive) != len(pairs):
+        raise ValueError(
+            f"positive is {tuple(positive.shape)}, negative {tuple(negative.shape)}, for {len(pairs)} pairs; "
+            "give (pairs, layers, width) for both."
+        )
+    group = _groups(pairs)
+    counts = _empty(int(group.max()) + 1, positive.shape[1:])
+    _count(counts, group, positive, negative)
+    return ActivationMomentum(site, *counts, torch.bincount(group), info(model))
+
+
+def signed_score(higher: Tensor, lower: Tensor, pairs: int) -> Tensor:
+    """Return beta = r+ if r+ >= r-, else -r-, from counts (AUSteer, section 4).
+
+    Args:
+        higher, lower: counts of pairs with x+ > x- and x+ < x-, any shape.
+        pairs: the number of pairs, ties included.
+
+    Returns:
+        float32 of the same shape, in [-1, 1].
+    """
+    return torch.where(higher >= lower, higher, -lower).float() / pairs
+
+
+def unit_set(units: AtomicUnits) -> set[tuple[int, int]]:
+    """Return the units as a set of (layer, index), to compare choices."""
+    return set(zip(units.layer.tolist(), units.index.tolist(), strict=True))
+
+
+def _groups(pairs: Sequence[ContrastivePair]) -> Tensor:
+    """Number the topics in order of appearance; a pair without a topic is a topic of its own; at most MAX_GROUPS."""
+    number: dict[object, int] = {}
+    for row, pair in enumerate(pairs):
+        number.setdefault(pair.topic or row, len(number))
+    return torch.tensor([number[pair.topic or row] % MAX_GROUPS for row, pair in enumerate(pairs)])
+
+
+def _empty(groups: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    counts = (torch.zeros(groups, *shape, dtype=torch.int32) for _ in range(2))
+    sums = (torch.zeros(groups, *shape, dtype=torch.float64) for _ in range(2))
+    return (*counts, *sums)
+
+
+def _count(counts: tuple[Tensor, ...], group: Tensor, positive: Tensor, negative: Tensor) -> None:
+    difference = positive.double() - negative.double()
+    if not difference.isfinite().all():
+        raise ValueError("Some activations are not finite; check the model's weights and dtype.")
+    higher, lower, total, squares = counts
+    higher.index_add_(0, group, (difference > 0).int())
+    lower.index_add_(0, group, (difference < 0).int())
+    total.index_add_(0, group, difference)
+    squares.index_add_(0, group, difference**2)

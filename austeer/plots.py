@@ -1,0 +1,148 @@
+"""The figures of the chapters; every function returns a matplotlib figure with an opaque ground."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from austeer.momentum import ActivationMomentum, AtomicUnits
+
+PLUS, MINUS, CHANCE, INK = "#c2570c", "#1d5fa8", "#9aa0a6", "#222222"  # distinct without colour vision, too
+_STYLE = {
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "figure.dpi": 110,
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "axes.prop_cycle": plt.cycler(color=[PLUS, MINUS, "#2e7d32", "#7b3fa0", "#8a6d00", INK]),
+}  # fmt: skip
+
+
+def _axes(height: float = 3.4, columns: int = 1, **options):
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, columns, figsize=(7.2, height), layout="constrained", **options)
+    plt.close(figure)  # shown once, as the cell's value
+    return figure, axes
+
+
+def beta_against_chance(momentum: ActivationMomentum, luck: Sequence[float]) -> Figure:
+    """Draw the distribution of beta over all units, and the band that chance alone reaches in `luck`'s draws."""
+    figure, axes = _axes()
+    limit = max(luck)
+    axes.axvspan(-limit, limit, color=CHANCE, alpha=0.3, lw=0, label=f"chance: best of {len(luck)} swaps")
+    axes.hist(momentum.beta.flatten().numpy(), bins=torch.linspace(-1, 1, 81).numpy(), color=INK, histtype="step")
+    beyond = momentum.beta[momentum.beta.abs() > limit]
+    axes.hist(beyond.numpy(), bins=torch.linspace(-1, 1, 81).numpy(), color=PLUS, label="beyond chance")
+    axes.set(yscale="log", xlabel=r"signed score $\beta$ (share of pairs)", ylabel=f"{momentum.site} units")
+    axes.legend(loc="lower center")
+    return figure
+
+
+def units_by_layer(units: AtomicUnits, layers: int) -> Figure:
+    """Draw how many chosen units each layer has, those with beta > 0 upwards and those with beta < 0 downwards."""
+    figure, axes = _axes(2.8)
+    for sign, colour, name in ((1, PLUS, r"$\beta > 0$"), (-1, MINUS, r"$\beta < 0$")):
+        count = torch.bincount(units.layer[units.beta * sign > 0], minlength=layers)
+        axes.bar(range(layers), (sign * count).tolist(), color=colour, label=name)
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.set(xlabel="layer (0-based)", ylabel="chosen units (down: negative)")
+    axes.legend(loc="upper left")
+    return figure
+
+
+def stability(pairs: Sequence[int], shared: dict[int, Tensor], total: int) -> Figure:
+    """Draw the share of the top k that two rankings of disjoint pairs have in common, against pairs in each.
+
+    Args:
+        pairs: numbers of pairs in each half.
+        shared: for each k, (numbers, draws) shares.
+        total: number of units, for the share that two random choices would have.
+    """
+    figure, axes = _axes(3.2)
+    for (k, values), mark in zip(shared.items(), "osv^", strict=False):
+        middle, low, high = values.mean(1), values.min(1).values, values.max(1).values
+        line = axes.plot(pairs, middle, marker=mark, label=f"top {k} (random choice: {k / total:.3f})")[0]
+        axes.fill_between(pairs, low, high, color=line.get_color(), alpha=0.15, lw=0)
+    axes.set(xlabel="pairs in each of two disjoint sets", ylabel="share of top k in common", ylim=(0, 1))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def dose(curves: dict[str, tuple[Sequence[float], Tensor, Tensor]], unsteered: float) -> Figure:
+    """Draw mean sentiment against strength, one panel per rule, one line per number of units.
+
+    Args:
+        curves: for each "rule, k units", (alphas, mean sentiment of +, mean sentiment of -).
+        unsteered: the unsteered mean sentiment.
+    """
+    rules = list(dict.fromkeys(name.split(",")[0] for name in curves))
+    figure, panels = _axes(3.6, len(rules), sharey=True)
+    for panel, rule in zip([panels] if len(rules) == 1 else panels, rules, strict=True):
+        own = {name: curve for name, curve in curves.items() if name.split(",")[0] == rule}
+        for (name, (alphas, plus, minus)), mark in zip(own.items(), "osv^", strict=False):
+            signed = [-alpha for alpha in reversed(alphas)] + [0] + list(alphas)
+            values = [*reversed(minus.tolist()), unsteered, *plus.tolist()]
+            panel.plot(signed, values, marker=mark, ms=4, label=name.split(", ")[1])
+        panel.axhline(unsteered, color=CHANCE, lw=1, ls="--")
+        panel.axvline(0, color=CHANCE, lw=1)
+        panel.set(title=rule, xlabel=r"signed strength $\alpha$")
+        panel.legend(loc="upper left", fontsize=8)
+    (panels if len(rules) == 1 else panels[0]).set_ylabel("mean VADER compound")
+    return figure
+
+
+def effect_against_price(curves: dict[str, tuple[Sequence[float], Sequence[float]]], price: float) -> Figure:
+    """Draw the swing between + and - against relative perplexity, one line per method; grey where the name says random.
+
+    Args:
+        curves: for each method, (swings, perplexity of the worse side over the unsteered one), at growing strength.
+        price: where methods are compared, as a multiple of the unsteered perplexity.
+    """
+    figure, axes = _axes(4.0)
+    marks, labelled = iter("osv^DPX*" * 3), False
+    for name, (effects, prices) in curves.items():
+        if name.startswith("random"):
+            axes.plot(prices, effects, color=CHANCE, lw=1, label=None if labelled else "random units, ten draws")
+            labelled = True
+        else:
+            axes.plot(prices, effects, marker=next(marks), ms=5, label=name)
+    axes.axvline(price, color=INK, lw=0.8, ls=":")
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.set(xlabel="perplexity of the worse side / unsteered perplexity", ylabel="swing of mean VADER compound")
+    axes.set_xlim(0.95, 3.0)
+    axes.legend(fontsize=8, loc="best")
+    return figure
+
+
+def share_positive(shares: Tensor, everything: Tensor) -> Figure:
+    """Draw in which share of texts each unit's activation is above zero: all units, and the chosen ones as ticks."""
+    figure, axes = _axes(2.8)
+    axes.hist(everything.flatten().numpy(), bins=40, range=(0, 1), color=CHANCE, label="all units")
+    axes.plot(shares.numpy(), torch.full_like(shares, 0), "|", ms=22, color=PLUS, label="the chosen units", clip_on=False)
+    axes.set(xlabel=r"share of texts with $x_i > 0$", ylabel="units")
+    axes.legend()
+    return figure
+
+
+def side_by_side(openings: Sequence[str], columns: dict[str, Sequence[str]]):
+    """Show continuations under several steerings as a table; text is escaped.
+
+    Returns:
+        an IPython HTML object.
+    """
+    from IPython.display import HTML
+
+    def cell(text: str) -> str:
+        return html.escape(textwrap.shorten(text, 220, placeholder=" ..."))
+
+    head = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in ("opening", *columns))
+    rows = "".join(
+        f"<tr><td style='text-align:left;vertical-align:top'><b>{html.escape(opening)}</b></td>"
+        + "".join(f"<td style='text-align:left;vertical-align:top'>{cell(column[i])}</td>" for column in columns.values())
+        + "</tr>"
+        for i, opening in enumerate(openings)
+    )
+    return HTML(f"<table>{'<tr>' + head + '</tr>'}{rows}</table>")

@@ -1,0 +1,164 @@
+"""Where units live: find, read, write and weigh the four sites of a decoder, from its module tree alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+SITES = ("attention", "neuron", "ffn", "residual")  # in the order in which a block computes them
+
+
+class Place(NamedTuple):
+    """One site of one layer (0-based), such as `Place(14, "attention")`; places sort in forward order."""
+
+    layer: int
+    site: str
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The key that sorts places as the forward pass reaches them."""
+        return self.layer, SITES.index(self.site)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where a model keeps its blocks and projections: module paths, and the number of units of each site.
+
+    Args:
+        blocks: path of the list of decoder layers, such as "model.layers".
+        attention: path, inside a layer, of the attention output projection; its input is the `attention` site.
+        down: path, inside a layer, of the FFN's down projection: its input is the `neuron` site, its output `ffn`.
+        layers: how many layers there are.
+        widths: units per layer of each site that the model has.
+    """
+
+    blocks: str
+    attention: str | None
+    down: str | None
+    layers: int
+    widths: dict[str, int]
+
+    def require(self, site: str) -> int:
+        """Return a site's width, or raise a ValueError that says which sites there are."""
+        if site not in SITES:
+            raise ValueError(f"site is {site!r}; give one of {', '.join(SITES)}.")
+        if site not in self.widths:
+            raise ValueError(f"This model has no {site!r} site that can be found; it has {', '.join(self.widths)}.")
+        return self.widths[site]
+
+
+def anatomy(model) -> Anatomy:
+    """Find a decoder's blocks and their output projections by shape and position in the module tree.
+
+    The blocks are the `ModuleList` with as many entries as the configuration has layers. Inside a block the output
+    projection of attention (of the FFN) is the last linear map, below a child whose name says attention (FFN), that
+    writes vectors of the hidden size.
+
+    Args:
+        model: an nnsight model or a plain Hugging Face one.
+
+    Raises:
+        ValueError: no list of decoder blocks can be found.
+    """
+    module = getattr(model, "_module", model)
+    config = module.config.get_text_config(decoder=True)
+    hidden, count = config.hidden_size, config.num_hidden_layers
+    blocks = [n for n, m in module.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not blocks:
+        raise ValueError(f"{type(module).__name__} has no list of {count} decoder blocks, so it has no sites to steer.")
+    block = module.get_submodule(blocks[0])[0]
+    attention = _projection(block, hidden, ("attn", "attention"))
+    down = _projection(block, hidden, ("mlp", "ffn", "feed_forward"))
+    widths = {"residual": hidden}
+    if attention:
+        widths["attention"] = linear_weight(block.get_submodule(attention)).shape[1]
+    if down:
+        widths["neuron"], widths["ffn"] = linear_weight(block.get_submodule(down)).shape[1], hidden
+    return Anatomy(blocks[0], attention, down, count, {site: widths[site] for site in SITES if site in widths})
+
+
+def _projection(block: nn.Module, hidden: int, words: tuple[str, ...]) -> str | None:
+    """Name the last linear map of size `hidden` among the direct children of the block's child named by `words`."""
+    found = None
+    for name, child in block.named_children():
+        if any(word in name.lower() for word in words) and "norm" not in name.lower():
+            for inner, linear in child.named_children():
+                if isinstance(linear, (nn.Linear, Conv1D)) and linear_weight(linear).shape[0] == hidden:
+                    found = f"{name}.{inner}"
+    return found
+
+
+def projection(model, place: Place):
+    """Return the linear map at a place: its `nn.Module` for a plain model, its envoy for an nnsight model.
+
+    Raises:
+        ValueError: the residual site, which has no projection of its own.
+    """
+    found = anatomy(model)
+    found.require(place.site)
+    if place.site == "residual":
+        raise ValueError("The residual site is a block's output and has no projection; use attention, neuron or ffn.")
+    path = f"{found.blocks}.{place.layer}.{found.attention if place.site == 'attention' else found.down}"
+    return model.get(path) if hasattr(model, "_module") else model.get_submodule(path)
+
+
+def linear_weight(linear: nn.Module) -> torch.Tensor:
+    """Return the (out, in) weight of a linear map; GPT-2's Conv1D stores its transpose."""
+    return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+
+
+def weight(model, place: Place) -> torch.Tensor:
+    """Return the matrix whose column i is what unit i of a place writes: W[:, i] of y = sum_i x_i W[:, i].
+
+    Args:
+        model: an nnsight model or a plain Hugging Face one.
+        place: for `ffn` and `residual`, whose units are output dimensions already, the matrix is the identity.
+
+    Returns:
+        (hidden, width) in the model's dtype.
+    """
+    found = anatomy(model)
+    width = found.require(place.site)
+    module = getattr(model, "_module", model)
+    if place.site in ("ffn", "residual"):
+        return torch.eye(width, dtype=module.dtype, device=module.device)
+    return linear_weight(projection(module, place))
+
+
+class Sites:
+    """A model's sites inside a trace: `read` and `write` activations at a `Place`, in forward order.
+
+    Args:
+        model: the nnsight model that the trace is opened on.
+    """
+
+    def __init__(self, model):
+        self.anatomy = anatomy(model)
+        blocks = model.get(self.anatomy.blocks)
+        self._blocks = [blocks[layer] for layer in range(self.anatomy.layers)]
+
+    def _projection(self, place: Place):
+        path = self.anatomy.attention if place.site == "attention" else self.anatomy.down
+        return self._blocks[place.layer].get(path)
+
+    def read(self, place: Place) -> torch.Tensor:
+        """Return the activations at a place, (texts, tokens, width); only inside a trace."""
+        if place.site == "residual":
+            output = self._blocks[place.layer].output
+            return output[0] if isinstance(output, tuple) else output
+        projection = self._projection(place)
+        return projection.output if place.site == "ffn" else projection.input
+
+    def write(self, place: Place, value: torch.Tensor) -> None:
+        """Replace the activations at a place; only inside a trace, after they were read."""
+        if place.site == "residual":
+            block = self._blocks[place.layer]
+            block.output = (value, *block.output[1:]) if isinstance(block.output, tuple) else value
+        elif place.site == "ffn":
+            self._projection(place).output = value
+        else:
+            self._projection(place).input = value

@@ -1,0 +1,405 @@
+"""`Steering`: operators that read and write sites; apply, compose, save, load, bake."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from austeer.models import ModelInfo, info
+from austeer.sites import Place, Sites, anatomy, linear_weight, projection
+
+POSITIONS = ("all", "prompt", "last", "generated")
+OPERATORS: dict[str, type[Operator]] = {}
+
+
+class Pass:
+    """One forward pass of a run, as an operator sees it: which step it is, and which tokens it may touch.
+
+    Args:
+        step: 0 for the pass over the prompt, then one per generated token.
+        tokens: how many tokens this pass computes.
+        prompt: how many tokens the prompts have, padding included.
+        real: (texts, tokens) bool, False on padding.
+    """
+
+    def __init__(self, step: int, tokens: int, prompt: int, real: Tensor):
+        self.step, self.tokens, self.prompt, self.real = step, tokens, prompt, real
+        first = prompt + step - tokens  # one token is added per step, with or without a cache
+        self.columns = torch.arange(first, prompt + step, device=real.device)
+
+    def mask(self, positions: str) -> Tensor:
+        """Return (texts, tokens) bool: where an operator with these positions writes; padding is never touched."""
+        if positions == "all":
+            return self.real
+        if positions == "prompt":
+            return self.real & (self.columns < self.prompt)
+        return self.real & (self.columns >= self.prompt - (positions == "last"))
+
+
+@dataclass(frozen=True, repr=False)
+class Operator:
+    """A named function of activations, given as tensors: f(x) = x + strength * displacement(x).
+
+    A subclass sets `name`, gives `displacement`, and, where it acts elsewhere than at (`layer`, `index`), `reads` and
+    `writes`. It holds no state of its own: what must last for a run goes into the `state` it is handed.
+
+    Args:
+        site: where it writes.
+        tensors: everything it needs, by name; saved as they are.
+        positions: "all", "prompt", "last" (the last prompt token and all generated ones) or "generated".
+        strength: factor on the displacement.
+
+    Raises:
+        ValueError: unknown positions, or a strength or tensor that is not finite.
+    """
+
+    name: ClassVar[str] = ""
+    site: str
+    tensors: dict[str, Tensor]
+    positions: str = "all"
+    strength: float = 1.0
+
+    def __init_subclass__(cls) -> None:
+        OPERATORS[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions is {self.positions!r}; give one of {', '.join(POSITIONS)}.")
+        if not math.isfinite(self.strength):
+            raise ValueError(f"The strength is {self.strength}; give a finite number.")
+        for name, tensor in self.tensors.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"The tensor {name!r} of operator {self.name!r} holds values that are not finite.")
+
+    def reads(self) -> list[Place]:
+        """Return the places whose activations `observe` wants to see."""
+        return []
+
+    def writes(self) -> list[Place]:
+        """Return the places that it displaces."""
+        return [Place(layer, self.site) for layer in sorted(set(self.tensors["layer"].tolist()))]
+
+    def observe(self, place: Place, x: Tensor, now: Pass, state: dict) -> None:
+        """Look at the activations of a place before anything is written there; keep what is needed in `state`."""
+
+    def displacement(self, place: Place, x: Tensor, now: Pass, state: dict) -> Tensor:
+        """Return f(x) - x at strength 1 for x of shape (texts, tokens, width)."""
+        raise NotImplementedError(f"The operator {self.name!r} must say how it displaces x.")
+
+    def slices(self, place: Place, x: Tensor, state: dict) -> tuple[Tensor, Tensor]:
+        """Return `index` and `value` of the units of a place, on x's device, looked up once a run."""
+        if place not in state:
+            here = self.tensors["layer"] == place.layer
+            exact = torch.promote_types(x.dtype, torch.float32)
+            state[place] = self.tensors["index"][here].to(x.device), self.tensors["value"][here].to(x.device, exact)
+        return state[place]
+
+    def __repr__(self) -> str:
+        places = self.writes()
+        layers = sorted({place.layer for place in places})
+        what = f"{len(self.tensors['index'])} units" if "index" in self.tensors else f"{len(places)} places"
+        return (
+            f"{self.strength:g} x {self.name} at {what} of {self.site}, layers {', '.join(map(str, layers))}, "
+            f"positions: {self.positions}"
+        )
+
+
+class Scale(Operator):
+    """x_i <- x_i (1 + strength * value_i): `layer`, `index` (k,) int64 and `value` (k,) float32."""
+
+    name = "scale"
+
+    def displacement(self, place: Place, x: Tensor, now: Pass, state: dict) -> Tensor:
+        """Return value_i * x_i on the chosen units and 0 elsewhere."""
+        index, value = self.slices(place, x, state)
+        delta = torch.zeros_like(x, dtype=value.dtype)
+        delta[..., index] = x[..., index] * value
+        return delta
+
+
+class Shift(Operator):
+    """x_i <- x_i + strength * value_i: `layer`, `index` (k,) int64 and `value` (k,) float32."""
+
+    name = "shift"
+
+    def displacement(self, place: Place, x: Tensor, now: Pass, state: dict) -> Tensor:
+        """Return value_i on the chosen units and 0 elsewhere."""
+        index, value = self.slices(place, x, state)
+        delta = torch.zeros_like(x, dtype=value.dtype)
+        delta[..., index] = value
+        return delta
+
+
+class Steering:
+    """Operators, and what must be said about them; data only, so it can be saved, shipped and explained.
+
+    `a * s` scales the displacement, `-s` turns it round, `s + t` adds displacements that are read from the same x.
+
+    Args:
+        operators: what is done to the activations.
+        model: the model it was made from.
+        about: method, settings, template, seeds: everything a reader of a saved file must know.
+    """
+
+    def __init__(self, operators: Sequence[Operator], model: ModelInfo, about: dict):
+        self.operators, self.model, self.about = tuple(operators), model, dict(about)
+
+    def __mul__(self, factor: float) -> Steering:
+        if not isinstance(factor, (int, float)) or not math.isfinite(factor):
+            raise ValueError(f"A steering is scaled by a finite number, not by {factor!r}.")
+        operators = [replace(operator, strength=operator.strength * factor) for operator in self.operators]
+        return Steering(operators, self.model, {**self.about, "factor": self.about.get("factor", 1) * factor})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Steering:
+        return self * -1
+
+    def __add__(self, other: Steering) -> Steering:
+        if not isinstance(other, Steering):
+            return NotImplemented
+        if self.model.shape != other.model.shape:
+            raise ValueError(f"One steering is for {self.model.id}, the other for {other.model.id}, of another shape.")
+        about = {"method": f"{self.about['method']} + {other.about['method']}", "parts": [self.about, other.about]}
+        return Steering(self.operators + other.operators, self.model, about)
+
+    def __repr__(self) -> str:
+        about = ", ".join(f"{key} {value}" for key, value in self.about.items() if value is not None)
+        lines = [f"Steering of {self.model.id} ({about})", *(f"  {operator!r}" for operator in self.operators)]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def check(self, model) -> None:
+        """Refuse a model of another shape; warn about other weights of the same shape.
+
+        Raises:
+            ValueError: the number of layers, the hidden size, or the width of a site differs.
+        """
+        shape, widths = info(model).shape, anatomy(model).widths
+        fits = all(
+            operator.site in widths and operator.tensors.get("index", torch.zeros(1)).max() < widths[operator.site]
+            for operator in self.operators
+        )
+        if shape != self.model.shape or not fits:
+            raise ValueError(
+                f"This steering was made for {self.model.id} with (layers, hidden size) {self.model.shape}; it does not "
+                f"fit {info(model).id} with {shape}. Fit it again on this model."
+            )
+        if info(model).fingerprint != self.model.fingerprint:
+            warnings.warn(
+                f"This steering was made from other weights ({self.model.id}) than those of {info(model).id}; "
+                "the units may not mean the same here.",
+                stacklevel=3,
+            )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write tensors and a JSON header to one safetensors file, beside the target first, then renamed.
+
+        Raises:
+            ValueError: a name that does not end in .safetensors.
+        """
+        path = _safetensors(path)
+        header = {
+            "austeer": _version(),
+            "model": asdict(self.model),
+            "about": self.about,
+            "operators": [
+                {"name": o.name, "site": o.site, "positions": o.positions, "strength": o.strength}
+                for o in self.operators
+            ],
+        }
+        tensors = {
+            f"{number}.{name}": tensor.contiguous()
+            for number, operator in enumerate(self.operators)
+            for name, tensor in operator.tensors.items()
+        }
+        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            save_file(tensors, beside, metadata={"austeer": json.dumps(header)})
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> Steering:
+        """Read a steering that `save` wrote.
+
+        Raises:
+            ValueError: not a safetensors file of this library, or an operator that this version does not know.
+            FileNotFoundError: no such file.
+        """
+        path = _safetensors(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; give the path of a file that save() wrote.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})["austeer"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            operators = []
+            for number, fields in enumerate(header["operators"]):
+                name = fields.pop("name")
+                if name not in OPERATORS:
+                    raise ValueError(f"the operator {name!r} is not known; it knows {', '.join(sorted(OPERATORS))}")
+                own = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{number}.")}
+                operators.append(OPERATORS[name](tensors=own, **fields))
+            model = ModelInfo(**{**header["model"], "shape": tuple(header["model"]["shape"])})
+            return Steering(operators, model, header["about"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a steering that this austeer ({_version()}) can read: {error}.") from error
+
+
+def apply(model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator]]]) -> None:
+    """Steer every pass of a run: call it in the body of a trace, an edit, or `generate`.
+
+    In nnsight an edit in the plain body reaches the first pass only, so the passes are walked with `tracer.iter`. The
+    loop ends with the run: nothing after this call is executed.
+
+    Args:
+        model: the nnsight model, or edited copy, that the trace is opened on.
+        tracer: what the trace's `with` statement gave.
+        parts: which rows of the batch (`slice(None)` for all) which operators steer. Operators, not steerings: on a
+            remote model what is named here travels with the request, class and all.
+    """
+    sites = Sites(model)
+    acting = [(rows, operator, {}) for rows, operators in parts for operator in operators]
+    places = sorted(
+        {place for _, operator, _ in acting for place in (*operator.reads(), *operator.writes())},
+        key=lambda place: place.order,
+    )
+    readers = {place: [part for part in acting if place in part[1].reads()] for place in places}
+    writers = {place: [part for part in acting if place in part[1].writes()] for place in places}
+    prompt = None
+    for step in tracer.iter[:]:
+        positional, named = model.inputs
+        ids = named["input_ids"] if "input_ids" in named else positional[0]
+        tokens, mask = ids.shape[1], named.get("attention_mask")
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -tokens:].bool()
+        prompt = prompt or tokens
+        for place in places:
+            x = sites.read(place)
+            for rows, operator, state in readers[place]:
+                operator.observe(place, x[rows], Pass(step, tokens, prompt, real[rows]), state)
+            delta = None
+            for rows, operator, state in writers[place]:
+                now = Pass(step, tokens, prompt, real[rows])
+                part = operator.displacement(place, x[rows], now, state) * operator.strength
+                if delta is None:
+                    delta = torch.zeros(x.shape, dtype=part.dtype, device=x.device)
+                delta[rows] += torch.where(now.mask(operator.positions)[..., None], part, 0.0)
+            if delta is not None:
+                sites.write(place, (x + delta).to(x.dtype))
+
+
+def bake(model, steering: Steering):
+    """Fold a steering into plain weights: a Hugging Face model with the same outputs and no hooks.
+
+    Scaling unit i of y = W x scales column i of W; a shift adds W s to the bias. At `ffn` the rows are scaled and the
+    shift is the bias itself.
+
+    Args:
+        model: a local model from `load()`; it is not changed.
+        steering: scales and shifts of attention, ffn and neuron units at all positions.
+
+    Returns:
+        A new `PreTrainedModel`; `save_pretrained` and `from_pretrained` keep it as it is.
+
+    Raises:
+        ValueError: what plain weights cannot express or this architecture cannot save, with the reason.
+    """
+    steering.check(model)
+    if info(model).remote is True:
+        raise ValueError("The weights of a remote model are not here; bake on a machine that holds them.")
+    for operator in steering.operators:
+        if operator.positions != "all":
+            raise ValueError(f"Weights act at every position, this steering at {operator.positions!r} only; not bakeable.")
+        if operator.site == "residual":
+            raise ValueError("The residual stream is a sum, with no weight of its own to fold into; not bakeable.")
+        if not isinstance(operator, (Scale, Shift)):
+            raise ValueError(f"The operator {operator.name!r} is no fixed scale or shift of units; not bakeable.")
+
+    gains: dict[Place, dict[str, Tensor]] = {}
+    for operator in steering.operators:
+        for place in operator.writes():
+            here = operator.tensors["layer"] == place.layer
+            sums = gains.setdefault(place, {})
+            value = sums.setdefault(operator.name, torch.zeros(anatomy(model).widths[place.site], dtype=torch.float64))
+            value.index_add_(0, operator.tensors["index"][here], operator.tensors["value"][here].double() * operator.strength)
+
+    shifted = {place.site for place, sums in gains.items() if "shift" in sums}
+    baked = _with_biases(model._module, {"mlp" if site in ("ffn", "neuron") else "attention" for site in shifted})
+    for place in sorted(gains, key=lambda place: place.order):
+        _fold(projection(baked, place), place.site, gains[place].get("scale"), gains[place].get("shift"))
+    return baked
+
+
+def _fold(linear, site: str, scale: Tensor | None, shift: Tensor | None) -> None:
+    """Change one projection in place; sums in float64, so that only the final rounding is left."""
+    with torch.no_grad():
+        weight = linear_weight(linear)
+        exact = weight.double()
+        bias = torch.zeros(len(weight), dtype=torch.float64) if linear.bias is None else linear.bias.double()
+        bias, exact = bias.clone(), exact.clone()
+        if site == "ffn":
+            if scale is not None:
+                exact *= (1 + scale)[:, None]
+                bias *= 1 + scale
+            if shift is not None:
+                bias += shift
+        else:
+            if shift is not None:
+                bias += exact @ shift
+            if scale is not None:
+                exact *= 1 + scale
+        weight.copy_(exact)
+        if linear.bias is not None:
+            linear.bias.copy_(bias)
+
+
+def _with_biases(module, parts: set[str]):
+    """Copy a model, with zero biases on the output projections of `parts` where the configuration can declare them."""
+    config = copy.deepcopy(module.config)
+    for part in parts:
+        place = Place(0, "attention" if part == "attention" else "ffn")
+        if projection(module, place).bias is None:
+            if not hasattr(config, f"{part}_bias"):
+                raise ValueError(
+                    f"A shift needs a bias on the {part} output projection, which {type(module).__name__} cannot "
+                    "declare; use a scale, or steer with hooks."
+                )
+            setattr(config, f"{part}_bias", True)
+    copied = type(module)(config).to(device=module.device, dtype=module.dtype).eval().requires_grad_(False)
+    missing, _ = copied.load_state_dict(module.state_dict(), strict=False)
+    for name in missing:  # the biases that the configuration has just declared
+        copied.get_parameter(name).zero_()
+    copied.generation_config = copy.deepcopy(module.generation_config)
+    return copied
+
+
+def _safetensors(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{str(path)!r} does not end in .safetensors; steerings are kept as safetensors only.")
+    return path
+
+
+def _version() -> str:
+    try:
+        return version("austeer")
+    except PackageNotFoundError:  # used from a checkout that is not installed
+        return "0+checkout"

@@ -1,0 +1,144 @@
+"""The build of throw-away books: what makes a chapter run again, what a failing one leaves, where links lead."""
+
+import json
+from pathlib import Path
+
+import build
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = "https://austeer.github.io/austeer-book/"
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+    """The throw-away books have a library of their own, which is not installed."""
+    monkeypatch.setattr(build, "library_is_installed", lambda root: root != ROOT)
+
+
+def test_installed_library_is_the_checkouts(monkeypatch):
+    monkeypatch.undo()
+    assert build.library_is_installed(ROOT)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["book/a.ipynb", "austeer/part.py", "austeer/b/new.py", "data/pairs.jsonl", "data/new.bin", "requirements.lock"],
+)
+def test_key_changes_with_all_that_a_run_depends_on(small_book, changed):
+    root = small_book(a=["1"], b=["2"])
+    before = build.key(root / "book/a.ipynb", root)
+    (root / changed).parent.mkdir(exist_ok=True)
+    with (root / changed).open("a") as file:
+        file.write("\n")
+    assert build.key(root / "book/a.ipynb", root) != before
+
+
+@pytest.mark.parametrize("changed", ["book/b.ipynb", "book/index.md", "_config.yml", "pyproject.toml", "austeer/n.txt"])
+def test_key_does_not_change_with_anything_else(small_book, changed):
+    root = small_book(a=["1"], b=["2"])
+    before = build.key(root / "book/a.ipynb", root)
+    with (root / changed).open("a") as file:
+        file.write("\n")
+    assert build.key(root / "book/a.ipynb", root) == before
+
+
+def test_key_changes_when_a_file_is_renamed(small_book):
+    root = small_book(a=["1"])
+    before = build.key(root / "book/a.ipynb", root)
+    (root / "data/pairs.jsonl").rename(root / "data/others.jsonl")
+    assert build.key(root / "book/a.ipynb", root) != before
+
+
+def test_a_book_is_built_once_and_then_kept(small_book, capsys):
+    alone = "import os\nassert os.listdir() == ['a.ipynb'], os.listdir()\nassert 'PYTHONPATH' not in os.environ"
+    root = small_book("# Index\n\n[a](a.ipynb#more)\n", a=["# A\n\n## More", alone, "1 + 1"])
+    assert build.main(root, None) == 0
+    assert "a.ipynb: executed in" in capsys.readouterr().out
+    executed = json.loads((root / "_build/executed/a.ipynb").read_text())
+    assert executed["cells"][2]["outputs"][0]["data"]["text/plain"] in ("2", ["2"])
+    assert set(executed["metadata"]["austeer"]["versions"]) == {"austeer", "torch", "transformers"}
+    page = (root / "_build/html/book/a.html").read_text("utf-8")
+    assert "The cells of this page ran in" in page
+    assert 'href="a.html#more"' in (root / "_build/html/book/index.html").read_text("utf-8")
+    assert build.main(root, None) == 0
+    assert "a.ipynb: unchanged" in capsys.readouterr().out
+
+
+def test_a_failing_chapter_keeps_nothing_and_the_others_go_on(small_book, capsys):
+    root = small_book(bad=["# Bad", "print('before')", "1 / 0"], good=["# Good", "1"])
+    stale = root / "_build/executed/bad.ipynb"
+    stale.parent.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(metadata={"austeer": {"key": "old"}}), stale)
+    assert build.main(root, None) == 1
+    printed = capsys.readouterr().out
+    assert "bad.ipynb: FAILED" in printed and "cell 3:\n1 / 0" in printed and "ZeroDivisionError" in printed
+    assert [path.name for path in (root / "_build/executed").iterdir()] == ["good.ipynb"]
+
+
+def test_a_broken_reference_fails(small_book, capsys):
+    root = small_book("# Index\n\n[nowhere](nowhere.md)\n")
+    assert build.main(root, None) == 1
+    assert "nowhere" in capsys.readouterr().out
+
+
+def test_a_link_to_a_page_of_the_site_that_is_missing_fails(small_book, capsys):
+    root = small_book(f"# Index\n\n[nowhere]({SITE}book/nowhere.html)\n")
+    assert build.main(root, None) == 1
+    assert "nowhere" in capsys.readouterr().out
+
+
+def test_one_chapter_alone(small_book, capsys):
+    links = f"[b]({SITE}book/b.html#part) and [index]({SITE}book/index.html)"
+    chapters = {"00_a": [f"# A\n\n{links}", "1"], "b": ["# B", "1"]}
+    root = small_book("# Index\n\n[a](00_a.ipynb), [b](b.ipynb)\n", **chapters)
+    assert build.main(root, "00") == 0
+    printed = capsys.readouterr().out
+    assert "00_a.ipynb: executed" in printed and "b.ipynb: executed" not in printed
+    page = (root / "_build/html/book/00_a.html").read_text("utf-8")
+    assert f'href="{SITE}book/b.html#part"' in page and 'href="index.html"' in page
+    assert f'href="{SITE}book/b.html"' in (root / "_build/html/book/index.html").read_text("utf-8")
+    assert build.main(root, "07") == 1
+    assert "There is no chapter '07'" in capsys.readouterr().out
+
+
+def test_an_installed_library_that_differs_is_refused(small_book, monkeypatch, capsys):
+    monkeypatch.undo()
+    assert build.main(small_book(a=["1"]), None) == 1
+    assert "make book" in capsys.readouterr().out
+
+
+def test_links_of_a_whole_book_become_local():
+    def local(text: str) -> str:
+        page = ROOT / "book" / "00_start.ipynb"
+        return build.localise(text, page, {"book/index", "book/build"}, True, SITE)
+
+    assert local(f"[a]({SITE}book/glossary.html#unit) b") == "[a](glossary.md#unit) b"
+    assert local("[a](https://a.org/b.html)") == "[a](https://a.org/b.html)"
+    assert local(f"[a]({SITE})") == f"[a]({SITE})"
+
+
+def test_a_table_of_contents_without_missing_pages():
+    toc = yaml.safe_load(
+        "{root: index, parts: [{caption: one, chapters: [{file: a, sections: [{file: b}]}]}, "
+        "{caption: two, chapters: [{file: c}]}]}"
+    )
+    assert list(build.toc_files(toc)) == ["index", "a", "b", "c"]
+    assert list(build.toc_files(build.without(toc, {"b", "c"}))) == ["index", "a"]
+    assert [part["caption"] for part in build.without(toc, {"c"})["parts"]] == ["one"]
+
+
+def test_outputs_that_only_tests_read_stay_out_of_the_page():
+    kind = build.OWN_DATA + "claims+json"
+    outputs = [
+        nbformat.v4.new_output("display_data", {kind: {}}),
+        nbformat.v4.new_output("display_data", {kind: {}, "text/plain": "all hold"}),
+        nbformat.v4.new_output("stream", text="text"),
+    ]
+    about = {"key": "", "seconds": 61.2, "versions": {"austeer": "0.1.0"}}
+    cells = [nbformat.v4.new_code_cell("1", outputs=outputs)]
+    page = build.page_of(nbformat.v4.new_notebook(cells=cells, metadata={"austeer": about}))
+    assert [output.get("data") for output in page.cells[0].outputs] == [{"text/plain": "all hold"}, None]
+    assert page.cells[-1].source == "<small>The cells of this page ran in 61 s with austeer 0.1.0.</small>"

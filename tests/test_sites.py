@@ -1,0 +1,123 @@
+"""Sites: found in five architectures, read and written as plain PyTorch hooks do, weighed exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, MambaConfig, MambaForCausalLM, PreTrainedModel
+
+from austeer.models import encode
+from austeer.sites import SITES, Place, Sites, anatomy, projection, weight
+
+TEXTS = ["The cat sat on the mat because it", "Once", "It was late, and the last train had left"]
+WIDTHS = {  # neuron, attention; ffn and residual are the hidden size of 32
+    "llama": (48, 32), "qwen3": (48, 48), "gpt2": (128, 32), "gemma2": (48, 32), "gpt_neox": (40, 32),
+}  # fmt: skip
+
+
+def places(model) -> list[Place]:
+    return [Place(layer, site) for layer in range(anatomy(model).layers) for site in SITES]
+
+
+def test_the_anatomy_names_blocks_and_projections(tiny, paths, kind: str) -> None:
+    found = anatomy(tiny(kind))
+    assert (found.blocks, found.attention, found.down) == paths[kind]
+
+
+def test_the_anatomy_counts_layers_and_units(tiny, kind: str) -> None:
+    found, (neuron, attention) = anatomy(tiny(kind)), WIDTHS[kind]
+    assert found.layers == (3 if kind in ("llama", "qwen3") else 2)
+    assert found.widths == {"attention": attention, "neuron": neuron, "ffn": 32, "residual": 32}
+
+
+def test_the_anatomy_of_a_plain_model_is_that_of_its_nnsight_model(tiny, plain, kind: str) -> None:
+    assert anatomy(plain(kind)) == anatomy(tiny(kind))
+
+
+def test_the_default_model_has_the_units_that_the_book_counts(model) -> None:
+    found = anatomy(model)
+    assert found.layers * found.widths["attention"] == found.layers * found.widths["ffn"] == 17_280
+    assert found.layers * found.widths["neuron"] == 46_080
+
+
+def test_places_sort_in_the_order_of_the_forward_pass() -> None:
+    ordered = [Place(0, "attention"), Place(0, "neuron"), Place(0, "ffn"), Place(0, "residual"), Place(1, "attention")]
+    assert sorted(reversed(ordered), key=lambda place: place.order) == ordered
+
+
+def test_reading_sees_what_a_hook_sees_at_every_site_and_layer(tiny, twin, hooked, padded, kind: str) -> None:
+    model, batch, seen = tiny(kind), padded(TEXTS), {}
+    wanted = places(model)
+    with hooked(twin(model), {place: lambda x, place=place: seen.update({place: x.clone()}) for place in wanted}):
+        twin(model)(**batch)
+    with torch.no_grad(), model.trace(encode(model, TEXTS)):
+        sites = Sites(model)
+        read = [sites.read(place).clone() for place in wanted].save()
+    for place, value in zip(wanted, read, strict=True):
+        assert torch.equal(value, seen[place]), place
+
+
+def test_writing_replaces_what_a_hook_replaces(tiny, twin, hooked, padded, kind: str, site: str) -> None:
+    model, batch = tiny(kind), padded(TEXTS)
+    layers = range(anatomy(model).layers)
+    with hooked(twin(model), {(layer, site): lambda x: 1.5 * x.flip(-1) + 0.1 for layer in layers}):
+        expected = twin(model)(**batch).logits
+    with torch.no_grad(), model.trace(encode(model, TEXTS)):
+        sites = Sites(model)
+        for layer in layers:
+            sites.write(Place(layer, site), 1.5 * sites.read(Place(layer, site)).flip(-1) + 0.1)
+        logits = model.output.logits.save()
+    assert torch.equal(logits, expected)
+    assert not torch.equal(logits, twin(model)(**batch).logits)
+
+
+@pytest.mark.parametrize("site", ["attention", "neuron"])
+def test_units_times_weights_are_the_projections_output(tiny, plain, hooked, paths, kind: str, site: str) -> None:
+    model, module, seen = tiny(kind, torch.float64), plain(kind, torch.float64), {}
+    blocks, attention, down = paths[kind]
+    linear = module.get_submodule(f"{blocks}.1.{attention if site == 'attention' else down}")
+    linear.register_forward_hook(lambda _, given, output: seen.update(x=given[0], y=output))
+    with torch.no_grad():
+        module(**encode(model, TEXTS[:1]))
+    columns = weight(model, Place(1, site))
+    written = sum(seen["x"][..., i, None] * columns[:, i] for i in range(columns.shape[1]))
+    expected = seen["y"] - (0 if linear.bias is None else linear.bias)
+    assert torch.allclose(written, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("site", ["ffn", "residual"])
+def test_an_output_unit_writes_itself(tiny, kind: str, site: str) -> None:
+    assert torch.equal(weight(tiny(kind), Place(0, site)), torch.eye(32))
+
+
+def test_a_projection_is_found_in_a_plain_model_too(plain, kind: str, paths) -> None:
+    module, (blocks, _, down) = plain(kind), paths[kind]
+    assert projection(module, Place(1, "neuron")) is module.get_submodule(f"{blocks}.1.{down}")
+
+
+def test_the_residual_site_has_no_projection(tiny) -> None:
+    with pytest.raises(ValueError, match="no projection"):
+        projection(tiny("llama"), Place(0, "residual"))
+
+
+def test_an_unknown_site_is_refused_with_the_known_ones(tiny) -> None:
+    with pytest.raises(ValueError, match="'head'; give one of attention, neuron, ffn, residual"):
+        anatomy(tiny("llama")).require("head")
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    class Blockless(PreTrainedModel):
+        config_class = LlamaConfig
+
+        def __init__(self, config: LlamaConfig):
+            super().__init__(config)
+            self.only = torch.nn.Linear(4, 4)
+
+    with pytest.raises(ValueError, match="no list of 3 decoder blocks"):
+        anatomy(Blockless(LlamaConfig(num_hidden_layers=3)))
+
+
+def test_a_model_without_attention_says_which_sites_it_has() -> None:
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2))
+    with pytest.raises(ValueError, match="no 'attention' site .* it has residual"):
+        anatomy(mamba).require("attention")
