@@ -8,8 +8,8 @@ import torch
 from tqdm import tqdm
 
 from austeer.data import ContrastivePair
-from austeer.models import encode, info, token_ids, apply_template
-from austeer.sites import SITES, Place, Sites, anatomy
+from austeer.models import apply_template, encode, info, token_ids
+from austeer.sites import Place, Sites, anatomy
 
 TOKENS_PER_PASS = 1024  # bounds the memory of a forward pass, whatever the number of texts
 

@@ -87,19 +87,19 @@ def at_price(effects: Sequence[float], prices: Sequence[float], price: float) ->
         price: such as 1.5 times the unsteered perplexity.
 
     Returns:
-        The interpolated effect; that of the largest strength if the sweep stays below the price.
+        The interpolated effect.
 
     Raises:
-        ValueError: no point, or a first point that costs more than `price` already.
+        ValueError: the sweep starts above the price, or never reaches it.
     """
     if not prices or prices[0] > price:
-        raise ValueError(f"The sweep must start, at strength 0, below the price {price:.3g}; it starts at {prices[:1]}.")
+        raise ValueError(f"The sweep must start below the price {price:.3g}, at strength 0; it starts at {prices[:1]}.")
     for (e0, p0), (e1, p1) in zip(
         zip(effects, prices, strict=True), list(zip(effects, prices, strict=True))[1:], strict=False
     ):
         if p1 >= price:
             return e0 + (e1 - e0) * (price - p0) / (p1 - p0)
-    return effects[-1]
+    raise ValueError(f"The sweep ends at {prices[-1]:.3g}, below the price {price:.3g}; add larger strengths.")
 
 
 def _log_probability(model, batch: dict[str, Tensor]) -> Tensor:

@@ -60,7 +60,7 @@ def check_units_per_layer(units_per_layer: Callable[[Any], dict[int, int]]) -> V
     if isinstance(found, Verdict):
         return found
     if not isinstance(found, dict):
-        return Verdict(False, f"it returns {type(found).__name__}; a dictionary {{layer: number of units}} is asked for.")
+        return Verdict(False, f"it returns {type(found).__name__}; a dictionary {{layer: number}} is asked for.")
     found = {int(layer): int(number) for layer, number in found.items() if int(number)}
     if found == {1: 2, 2: 1, 5: 1, 9: 1}:
         return Verdict(False, "that counts the index inside the layer; use units.layer.")
@@ -113,7 +113,7 @@ def check_null_by_pairs(null_by_pairs: Callable[[Tensor, torch.Generator], float
     if abs(float(null_by_pairs(signs, torch.Generator().manual_seed(1))) - float(
         null_by_pairs(signs[..., :1], torch.Generator().manual_seed(1))
     )) > 1e-6:  # fmt: skip
-        return Verdict(False, "two units that are mirror images get different coins: swap a whole pair, all units at once.")
+        return Verdict(False, "mirror-image units get different coins: swap a whole pair, all units at once.")
     return Verdict(True, "one coin a pair, the same for all units, and the largest |beta| that is left.")
 
 
@@ -130,7 +130,9 @@ def check_fold(fold: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Verdi
     if not torch.equal(weight, before):
         return Verdict(False, "it changes the matrix that it was given; work on a copy (weight.clone()).")
     if tuple(found.shape) != (4, 6):
-        return Verdict(False, f"it returns shape {tuple(found.shape)}; the new matrix has the shape of the old, (4, 6).")
+        return Verdict(
+            False, f"it returns shape {tuple(found.shape)}; the new matrix has the shape of the old, (4, 6)."
+        )
     steered = x.clone()
     steered[:, index] *= 1 + 5.0 * beta
     if torch.allclose(x @ found.T, steered @ weight.T):
@@ -139,11 +141,11 @@ def check_fold(fold: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Verdi
     only[:, index] *= 5.0 * beta
     if torch.allclose(found, only):
         return Verdict(False, "the columns are multiplied by alpha beta; the rule multiplies by 1 + alpha beta.")
-    return Verdict(False, "the folded matrix on x is not the old one on the steered x; scale columns W[:, i], not rows.")
+    return Verdict(False, "the folded matrix on x is not the old one on the steered x: scale columns W[:, i].")
 
 
 def check_right_way(right_way: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
-    """Check exercise 4.2: in which share of texts does the multiplicative rule push a unit towards the positive side?"""
+    """Check exercise 4.2: the share of texts in which the multiplicative rule pushes a unit to its positive side."""
     x = torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, -3.0], [0.5, 1.0, -1.0], [4.0, -2.0, -2.0]])
     beta = torch.tensor([0.9, 0.8, -0.7])
     found = _call(right_way, x, beta)
@@ -155,8 +157,7 @@ def check_right_way(right_way: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
     if torch.allclose(found, torch.tensor([1.0, 0.25, 0.75])):
         return Verdict(
             False,
-            "that is how often the activation grows. Unit 3 has beta < 0: the right way for it is down, and beta x is "
-            "down where x > 0.",
+            "where beta < 0 the right way is down: compare the sign of the push, beta x, with the sign of beta.",
         )
     if not torch.allclose(found, torch.tensor([1.0, 0.25, 0.25])):
         return Verdict(False, f"on a small example it gives {found.tolist()}, and [1.0, 0.25, 0.25] was expected.")

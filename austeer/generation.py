@@ -65,7 +65,9 @@ def generate(
             rows = order[start : start + rows_per_pass]
             batch = encode(model, [prompts[row] for row in rows])
             continuation = _run(model, batch, _parts([each[row] for row in rows]), bar, repetition_penalty, options)
-            for row, text in zip(rows, model.tokenizer.batch_decode(continuation, skip_special_tokens=True), strict=True):
+            for row, text in zip(
+                rows, model.tokenizer.batch_decode(continuation, skip_special_tokens=True), strict=True
+            ):
                 texts[row] = text
             bar.update(min(start + rows_per_pass, len(order)) * max_new_tokens - bar.n)
     return texts

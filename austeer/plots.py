@@ -121,7 +121,9 @@ def share_positive(shares: Tensor, everything: Tensor) -> Figure:
     """Draw in which share of texts each unit's activation is above zero: all units, and the chosen ones as ticks."""
     figure, axes = _axes(2.8)
     axes.hist(everything.flatten().numpy(), bins=40, range=(0, 1), color=CHANCE, label="all units")
-    axes.plot(shares.numpy(), torch.full_like(shares, 0), "|", ms=22, color=PLUS, label="the chosen units", clip_on=False)
+    axes.plot(
+        shares.numpy(), torch.full_like(shares, 0), "|", ms=22, color=PLUS, label="the chosen units", clip_on=False
+    )
     axes.set(xlabel=r"share of texts with $x_i > 0$", ylabel="units")
     axes.legend()
     return figure
@@ -141,7 +143,9 @@ def side_by_side(openings: Sequence[str], columns: dict[str, Sequence[str]]):
     head = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in ("opening", *columns))
     rows = "".join(
         f"<tr><td style='text-align:left;vertical-align:top'><b>{html.escape(opening)}</b></td>"
-        + "".join(f"<td style='text-align:left;vertical-align:top'>{cell(column[i])}</td>" for column in columns.values())
+        + "".join(
+            f"<td style='text-align:left;vertical-align:top'>{cell(column[i])}</td>" for column in columns.values()
+        )
         + "</tr>"
         for i, opening in enumerate(openings)
     )

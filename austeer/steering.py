@@ -198,8 +198,8 @@ class Steering:
         )
         if shape != self.model.shape or not fits:
             raise ValueError(
-                f"This steering was made for {self.model.id} with (layers, hidden size) {self.model.shape}; it does not "
-                f"fit {info(model).id} with {shape}. Fit it again on this model."
+                f"This steering was made for {self.model.id} with (layers, hidden size) {self.model.shape}; it does "
+                f"not fit {info(model).id} with {shape}. Fit it again on this model."
             )
         if info(model).fingerprint != self.model.fingerprint:
             warnings.warn(
@@ -232,7 +232,7 @@ class Steering:
         beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             save_file(tensors, beside, metadata={"austeer": json.dumps(header)})
-            os.replace(beside, path)
+            beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -250,7 +250,8 @@ class Steering:
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["austeer"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                names = file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
             operators = []
             for number, fields in enumerate(header["operators"]):
                 name = fields.pop("name")
@@ -327,7 +328,7 @@ def bake(model, steering: Steering):
         raise ValueError("The weights of a remote model are not here; bake on a machine that holds them.")
     for operator in steering.operators:
         if operator.positions != "all":
-            raise ValueError(f"Weights act at every position, this steering at {operator.positions!r} only; not bakeable.")
+            raise ValueError(f"Weights act at every position, this operator at {operator.positions!r}; not bakeable.")
         if operator.site == "residual":
             raise ValueError("The residual stream is a sum, with no weight of its own to fold into; not bakeable.")
         if not isinstance(operator, (Scale, Shift)):
@@ -337,9 +338,10 @@ def bake(model, steering: Steering):
     for operator in steering.operators:
         for place in operator.writes():
             here = operator.tensors["layer"] == place.layer
-            sums = gains.setdefault(place, {})
-            value = sums.setdefault(operator.name, torch.zeros(anatomy(model).widths[place.site], dtype=torch.float64))
-            value.index_add_(0, operator.tensors["index"][here], operator.tensors["value"][here].double() * operator.strength)
+            zero = torch.zeros(anatomy(model).widths[place.site], dtype=torch.float64)
+            total = gains.setdefault(place, {}).setdefault(operator.name, zero)
+            value = operator.tensors["value"][here].double() * operator.strength
+            total.index_add_(0, operator.tensors["index"][here], value)
 
     shifted = {place.site for place, sums in gains.items() if "shift" in sums}
     baked = _with_biases(model._module, {"mlp" if site in ("ffn", "neuron") else "attention" for site in shifted})

@@ -26,15 +26,26 @@ def cells(momentum: au.ActivationMomentum) -> Iterator[tuple[dict, Steering]]:
     directional, paper = au.methods.DirectionalAUSteer, au.methods.AUSteer
     top = momentum.top(20)
     everything = momentum.beta.numel()
-    for k, alphas in ((5, (8, 16, 24)), (20, (4, 8, 12, 16, 20)), (100, (2, 4, 6)), (everything, (0.5, 1, 1.5))):
+    for k, alphas in (
+        (5, (8, 16, 24)),
+        (20, (4, 8, 10, 12, 16, 20)),
+        (100, (2, 4, 6, 8)),
+        (everything, (0.5, 1, 1.5, 2)),
+    ):
         for alpha in alphas:
-            yield {"rule": "directional", "choice": "momentum", "k": k, "alpha": alpha}, directional(momentum.top(k), alpha)
-    for alpha in (2, 4, 6):
+            yield (
+                {"rule": "directional", "choice": "momentum", "k": k, "alpha": alpha},
+                directional(momentum.top(k), alpha),
+            )
+    for alpha in (2, 4, 6, 8, 10):
         units = momentum.top(20, by="mean_difference")
         yield {"rule": "directional", "choice": "mean difference", "k": 20, "alpha": alpha}, directional(units, alpha)
-    for k, alphas in ((5, (5, 10)), (20, (1, 2, 5, 10)), (100, (1, 2, 10))):
+    for k, alphas in ((5, (5, 10)), (20, (1, 2, 5, 10, 15)), (100, (1, 2, 10))):
         for alpha in alphas:
-            yield {"rule": "multiplicative", "choice": "momentum", "k": k, "alpha": alpha}, paper(momentum.top(k), alpha)
+            yield (
+                {"rule": "multiplicative", "choice": "momentum", "k": k, "alpha": alpha},
+                paper(momentum.top(k), alpha),
+            )
     for seed in range(10):
         for alpha in (12, 24):
             units = momentum.random(20, seed).with_norm_of(top)
@@ -64,7 +75,9 @@ def main() -> None:
         if json.dumps(cell, sort_keys=True) in known:
             continue
         # controls choose nothing, so they need no validation openings
-        parts = {"test": openings.test} if "seed" in cell else {"validation": openings.validation, "test": openings.test}
+        parts = (
+            {"test": openings.test} if "seed" in cell else {"validation": openings.validation, "test": openings.test}
+        )
         prompts = [opening.prompt for part in parts.values() for opening in part]
         signs = [None] if steering is None else [steering, -steering]
         texts = au.generate(model, prompts * len(signs), [sign for sign in signs for _ in prompts], **PROTOCOL)

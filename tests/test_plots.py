@@ -1,0 +1,51 @@
+"""Figures say what is on their axes, stand on an opaque ground, and show text as text."""
+
+import torch
+from matplotlib.figure import Figure
+
+from austeer import ContrastivePair, plots
+from austeer.models import ModelInfo
+from austeer.momentum import ActivationMomentum
+
+
+def momentum() -> ActivationMomentum:
+    generator = torch.Generator().manual_seed(0)
+    higher = torch.randint(0, 9, (6, 3, 50), generator=generator, dtype=torch.int32)
+    zeros = torch.zeros(6, 3, 50, dtype=torch.float64)
+    info = ModelInfo("tiny", "0" * 16, (3, 50), False)
+    return ActivationMomentum("attention", higher, 8 - higher, zeros, zeros, torch.full((6,), 8), info)
+
+
+def every_figure() -> list[Figure]:
+    found = momentum()
+    curve = ([1, 2], torch.tensor([0.1, 0.2]), torch.tensor([-0.1, -0.2]))
+    return [
+        plots.beta_against_chance(found, [found.null(0), found.null(1)]),
+        plots.units_by_layer(found.top(20), layers=3),
+        plots.stability([8, 16], {5: torch.rand(2, 4)}, total=150),
+        plots.dose({"directional, 5 units": curve, "multiplicative, 5 units": curve}, unsteered=0.0),
+        plots.effect_against_price({"20 units": ([0, 1], [1, 2]), "random 0": ([0, 0.1], [1, 2])}, price=1.5),
+        plots.share_positive(torch.rand(5), torch.rand(3, 50)),
+    ]
+
+
+def test_every_axis_is_labelled_and_every_ground_is_opaque() -> None:
+    for figure in every_figure():
+        assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+        assert figure.axes[0].get_ylabel()
+        assert all(axes.get_xlabel() for axes in figure.axes)
+
+
+def test_units_by_layer_counts_up_and_down() -> None:
+    found = momentum()
+    units = found.top(20)
+    bars = [bar.get_height() for bar in plots.units_by_layer(units, layers=3).axes[0].patches]
+    assert sum(height for height in bars if height > 0) == (units.beta > 0).sum()
+    assert -sum(height for height in bars if height < 0) == (units.beta < 0).sum()
+
+
+def test_a_table_of_texts_escapes_markup() -> None:
+    pair = ContrastivePair("<i>opening", " <script>alert(1)</script>", " b")
+    table = plots.side_by_side([pair.prompt], {"plus": [pair.positive]}).data
+    assert "<script>" not in table
+    assert "&lt;i&gt;opening" in table
