@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,8 +144,12 @@ class ActivationMomentum:
         from scipy.stats import binom  # half a second to import, so only when it is asked for
 
         higher, lower = self.higher.sum(0).numpy(), self.lower.sum(0).numpy()
-        one_side = binom.logcdf(higher.clip(max=lower), higher + lower, 0.5)
-        return torch.from_numpy((one_side + torch.log(torch.tensor(2.0, dtype=torch.float64)).item()).clip(max=0.0))
+        votes, fewer = higher + lower, np.minimum(higher, lower)
+        log_p = np.zeros(votes.shape)
+        for n in np.unique(votes):  # few different ones, since ties are rare; scipy's own logcdf underflows to -inf
+            one_side = np.logaddexp.accumulate(binom.logpmf(np.arange(n + 1), n, 0.5))
+            log_p[votes == n] = one_side[fewer[votes == n]] + np.log(2)
+        return torch.from_numpy(log_p.clip(max=0.0))
 
     def null(self, seed: int = 0) -> float:
         """Return the largest |beta| over all units when whole topics have their sides swapped at random.

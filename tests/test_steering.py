@@ -773,7 +773,9 @@ def test_baking_leaves_the_model_as_it_was(plain, tokenizer, some_units, kind: s
     model = au.load(plain(kind), tokenizer=tokenizer)
     before = {name: value.clone() for name, value in model._module.state_dict().items()}
     config = model._module.config.to_dict()
-    au.bake(model, AUSteer(some_units(model, "attention"), 2.0) + DirectionalAUSteer(some_units(model, "attention"), 1.0))
+    au.bake(
+        model, AUSteer(some_units(model, "attention"), 2.0) + DirectionalAUSteer(some_units(model, "attention"), 1.0)
+    )
     after = model._module.state_dict()
     assert set(after) == set(before)
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -122,8 +122,9 @@ def test_mathematics_was_understood(page):
         quiet = quiet.get_text()
         assert "merror" not in quiet
     prose = "".join(
-        text for text in main.find_all(string=True) if not text.find_parents(["pre", "code", "script", "style"])
-        and not text.find_parents(class_="math")
+        text
+        for text in main.find_all(string=True)
+        if not text.find_parents(["pre", "code", "script", "style"]) and not text.find_parents(class_="math")
     )
     assert "$$" not in prose and r"\tag" not in prose, "an equation is printed raw"
     assert "{ref}`" not in prose and "{doc}`" not in prose, "a role is printed raw"
@@ -190,8 +191,11 @@ def test_page_opens_without_errors_and_fits_a_phone(page, site, browser):
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on(
         "console",
-        lambda message: errors.append(message.text)
-        if message.type == "error" and message.location.get("url", "").startswith(site) else None,
+        lambda message: (
+            errors.append(message.text)
+            if message.type == "error" and message.location.get("url", "").startswith(site)
+            else None
+        ),
     )
     tab.goto(site + page, wait_until="load")
     widths = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")

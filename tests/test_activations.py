@@ -1,0 +1,90 @@
+"""`collect` reads what a plain forward pass computes, whatever the batching."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import austeer as au
+from austeer import ContrastivePair
+from austeer.models import encode
+
+PAIRS = [
+    ContrastivePair("The soup was", " warm and good.", " cold."),
+    ContrastivePair("When the long train had at last arrived at the small station, my brother", " sang.", " wept."),
+    ContrastivePair("He said", " yes.", " no, never, not at all, and left."),
+]
+TEXTS = [pair.prompt + pair.positive for pair in PAIRS]
+
+
+def alone(model: Any, twin: Any, hooked: Any, site: str, text: str) -> Tensor:
+    """(layers, width) at the last token, one text at a time, with plain hooks on a plain model."""
+    seen: dict[int, Tensor] = {}
+
+    def look(layer: int) -> Any:
+        return lambda x: seen.__setitem__(layer, x[0, -1].clone())
+
+    module = twin(model)
+    layers = module.config.num_hidden_layers
+    with torch.no_grad(), hooked(module, {(layer, site): look(layer) for layer in range(layers)}):
+        module(encode(model, [text])["input_ids"])
+    return torch.stack([seen[layer] for layer in range(layers)])
+
+
+def test_activations_are_those_of_one_text_alone(tiny: Any, twin: Any, hooked: Any, kind: str, site: str) -> None:
+    model = tiny(kind)
+    expected = torch.stack([alone(model, twin, hooked, site, text) for text in TEXTS])
+    assert torch.allclose(au.collect(model, TEXTS, site), expected, rtol=0, atol=1e-5)
+
+
+def test_both_sides_of_a_pair_are_its_two_texts(tiny: Any) -> None:
+    model = tiny("llama")
+    positive, negative = au.collect(model, PAIRS)
+    assert torch.allclose(positive, au.collect(model, TEXTS), atol=1e-6)
+    assert torch.allclose(negative, au.collect(model, [p.prompt + p.negative for p in PAIRS]), atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 40, 10_000])
+def test_batching_changes_nothing_beyond_rounding(tiny: Any, kind: str, tokens_per_pass: int) -> None:
+    model = tiny(kind)
+    found = au.collect(model, TEXTS, "ffn", tokens_per_pass=tokens_per_pass)
+    assert torch.allclose(found, au.collect(model, TEXTS, "ffn"), rtol=0, atol=1e-5)
+
+
+def test_an_accumulator_sees_every_row_once_and_nothing_is_returned(tiny: Any) -> None:
+    seen: dict[int, Tensor] = {}
+
+    def into(rows: list[int], positive: Tensor, negative: Tensor) -> None:
+        assert positive.shape == negative.shape
+        for row, values in zip(rows, positive, strict=True):
+            assert row not in seen
+            seen[row] = values
+
+    model = tiny("llama")
+    assert au.collect(model, PAIRS, into=into, tokens_per_pass=30) is None
+    assert torch.allclose(torch.stack([seen[row] for row in range(3)]), au.collect(model, TEXTS), atol=1e-6)
+
+
+def test_the_chat_template_wraps_the_prompt_and_not_the_answer(model: Any) -> None:
+    wrapped = model.tokenizer.apply_chat_template(
+        [{"role": "user", "content": PAIRS[0].prompt}], tokenize=False, add_generation_prompt=True
+    )
+    expected = au.collect(model, [wrapped + PAIRS[0].positive])
+    assert torch.allclose(au.collect(model, PAIRS[:1], template="chat")[0], expected, atol=1e-4)
+
+
+def test_a_rehearsal_of_ndif_gives_the_same_numbers(tiny: Any) -> None:
+    assert torch.equal(au.collect(tiny("llama", remote="local"), TEXTS), au.collect(tiny("llama"), TEXTS))
+
+
+def test_a_text_longer_than_the_context_is_quoted(tiny: Any) -> None:
+    with pytest.raises(ValueError, match="'again again.*more than the context"):
+        au.collect(tiny("llama"), ["short", "again " * 20_000])
+
+
+def test_no_item_and_an_unknown_site_are_refused(tiny: Any) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        au.collect(tiny("llama"), [])
+    with pytest.raises(ValueError, match="'heads'; give one of"):
+        au.collect(tiny("llama"), TEXTS, "heads")

@@ -1,0 +1,142 @@
+"""Generation does not depend on the batch, steering ends with its context, and the audit sees what was edited."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import austeer as au
+from austeer.methods import AUSteer, DirectionalAUSteer
+from austeer.models import encode
+from austeer.steering import POSITIONS
+
+PROMPTS = ["Hello", "When the train arrived at noon, everybody", "My sister told me", "The soup was"]
+
+
+@pytest.fixture
+def shift(tiny: Any, some_units: Any) -> Any:
+    return DirectionalAUSteer(some_units(tiny("llama"), "attention"), 3.0)
+
+
+def test_a_prompt_alone_gets_the_tokens_of_the_batch(model: Any) -> None:
+    options = {"max_new_tokens": 20, "repetition_penalty": 1.1}
+    together = au.generate(model, PROMPTS, **options)
+    assert together == [au.generate(model, [prompt], **options)[0] for prompt in PROMPTS]
+    assert together == au.generate(model, PROMPTS, rows_per_pass=2, **options)
+    assert together[::-1] == au.generate(model, PROMPTS[::-1], **options)
+
+
+def test_a_text_that_ends_early_ends_alike_in_a_batch(model: Any) -> None:
+    # The end of text is the padding token too: a penalty that counted padding would put the end off.
+    prompts = ["What is the capital of France? Answer in one word.", "Name a colour of the rainbow. One word, please."]
+    options = {"max_new_tokens": 40, "repetition_penalty": 1.3, "template": "chat"}
+    together = au.generate(model, [*prompts, "Hi"], **options)
+    assert together == [au.generate(model, [prompt], **options)[0] for prompt in [*prompts, "Hi"]]
+    assert min(len(model.tokenizer(text).input_ids) for text in together) < 40
+
+
+def test_each_prompt_may_have_its_own_steering(tiny: Any, shift: Any, some_units: Any) -> None:
+    model = tiny("llama")
+    scale = AUSteer(some_units(model, "neuron"), 2.0)
+    each = [shift, None, -shift, shift + scale]
+    alone = [au.generate(model, [p], s, max_new_tokens=12)[0] for p, s in zip(PROMPTS, each, strict=True)]
+    assert au.generate(model, PROMPTS, each, max_new_tokens=12) == alone
+    assert alone != au.generate(model, PROMPTS, max_new_tokens=12)
+
+
+def test_one_steering_too_few_and_no_prompt_are_refused(tiny: Any, shift: Any) -> None:
+    with pytest.raises(ValueError, match="1 steerings were given for 4 prompts"):
+        au.generate(tiny("llama"), PROMPTS, [shift])
+    assert au.generate(tiny("llama"), []) == []
+
+
+def test_a_rehearsal_of_ndif_says_the_same(tiny: Any, shift: Any) -> None:
+    options = {"max_new_tokens": 8, "repetition_penalty": 1.2}
+    here, there = (
+        au.generate(tiny("llama", remote=r), PROMPTS, [shift, None, -shift, shift], **options) for r in (False, "local")
+    )
+    assert here == there
+
+
+def logits(model: Any, text: str = "The soup was") -> torch.Tensor:
+    with torch.no_grad(), model.trace(encode_for(model, text)):
+        found = model.output.logits.save()
+    return found
+
+
+def encode_for(model: Any, text: str) -> dict[str, torch.Tensor]:
+    return encode(model, [text])
+
+
+def test_steering_ends_with_its_context_even_on_an_error(tiny: Any, shift: Any) -> None:
+    model = tiny("llama")
+    before = logits(model)
+    with pytest.raises(RuntimeError, match="mine"), au.steered(model, shift) as copied:
+        assert not torch.equal(logits(copied), before)
+        raise RuntimeError("mine")
+    assert torch.equal(logits(model), before)
+    assert torch.equal(logits(copied), before)
+
+
+def test_the_model_itself_is_not_steered_inside(tiny: Any, shift: Any) -> None:
+    model = tiny("llama")
+    before = logits(model)
+    with au.steered(model, shift):
+        assert torch.equal(logits(model), before)
+
+
+def test_steered_generation_of_ones_own_is_steered_at_every_step(tiny: Any, shift: Any) -> None:
+    model = tiny("llama")
+    with au.steered(model, shift) as copied, torch.no_grad(), copied.generate(
+        encode_for(model, "The soup was"), max_new_tokens=12, do_sample=False
+    ) as tracer:  # fmt: skip
+        ids = tracer.result.save()
+    text = model.tokenizer.decode(ids[0, len(encode_for(model, "The soup was")["input_ids"][0]) :])
+    assert text == au.generate(model, ["The soup was"], shift, max_new_tokens=12)[0]
+
+
+def test_no_warning_reaches_the_reader(tiny: Any, shift: Any) -> None:
+    model = tiny("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        au.generate(model, PROMPTS, shift, max_new_tokens=4)
+        with au.steered(model, shift) as copied:
+            logits(copied)
+
+
+@pytest.mark.parametrize("remote", [True, "local"])
+def test_a_remote_trace_inside_is_refused(tiny: Any, shift: Any, remote: bool | str) -> None:
+    with au.steered(tiny("llama"), shift) as copied, pytest.raises(ValueError, match=r"use au\.generate"):
+        copied.trace("The soup", remote=remote)
+
+
+def test_a_remote_model_is_refused(tiny: Any, shift: Any) -> None:
+    with pytest.raises(ValueError, match="works on local models"), au.steered(tiny("llama", remote="local"), shift):
+        pass
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_audit_marks_what_was_edited(tiny: Any, some_units: Any, positions: str) -> None:
+    model = tiny("llama")
+    units = some_units(model, "attention")
+    report = au.audit(model, DirectionalAUSteer(units, 3.0, positions), "The soup was warm", max_new_tokens=5)
+    prompt = len(model.tokenizer("The soup was warm").input_ids)
+    expected = torch.zeros(5, prompt + 5, dtype=torch.bool)
+    if positions in ("all", "prompt"):
+        expected[0, :prompt] = True
+    if positions in ("all", "last"):
+        expected[0, prompt - 1] = True
+    if positions != "prompt":
+        for step in range(1, 5):
+            expected[step, prompt + step - 1] = True
+    assert report.prompt == prompt
+    assert len(report.edited) == len(units.layer.unique())
+    for changed in report.edited.values():
+        assert torch.equal(changed, expected)
+
+
+def test_the_audit_of_no_strength_marks_nothing(tiny: Any, shift: Any) -> None:
+    report = au.audit(tiny("llama"), 0 * shift, "The soup was", max_new_tokens=3)
+    assert not any(changed.any() for changed in report.edited.values())
+    assert "x" not in repr(report).split("\n", 1)[1].replace("attention", "")
