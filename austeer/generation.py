@@ -119,7 +119,7 @@ class Audit:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return f"<pre style='white-space: pre-wrap'>{html.escape(repr(self))}</pre>"
 
 
 def audit(model, steering: Steering, prompt: str, *, max_new_tokens: int = 8, template: str | None = None) -> Audit:

@@ -183,7 +183,7 @@ class Steering:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return f"<pre style='white-space: pre-wrap'>{html.escape(repr(self))}</pre>"
 
     def check(self, model) -> None:
         """Refuse a model of another shape; warn about other weights of the same shape.
