@@ -10,7 +10,7 @@ from IPython.display import display
 from austeer.models import DEFAULT, info
 
 MIME = "application/vnd.austeer.claims+json"
-_DEFAULT_FINGERPRINT = "2928cd9384c1ea12"
+_DEFAULT_FINGERPRINT = "ad9c707b6ed183df"
 
 
 def check_claims(

@@ -84,7 +84,9 @@ def load(
 
     name = DEFAULT
     if isinstance(model, TransformersModel):
-        name, module, tokenizer = model.repo_id or "model", None, tokenizer or model.tokenizer
+        name, tokenizer = model.repo_id or "model", tokenizer or model.tokenizer
+        model.dispatch()
+        module = model._module
     elif isinstance(model, PreTrainedModel):
         if tokenizer is None:
             raise ValueError("A PreTrainedModel came without its tokenizer; give au.load(model, tokenizer=...).")
@@ -104,9 +106,11 @@ def load(
             module, tokenizer = _from_directory(name, torch_dtype or torch.float32, tokenizer)
 
     if module is not None:
-        _require_causal(name, module.config)
-        module = module.to(device=device, dtype=torch_dtype).eval().requires_grad_(False)
-        model = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+        _require_causal(name, module.config, type(module).__name__)
+        module = cast(module.to(device), torch_dtype).eval().requires_grad_(False)
+        if not isinstance(model, TransformersModel):
+            model = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+        model.tokenizer = tokenizer
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -132,16 +136,25 @@ def info(model: TransformersModel) -> ModelInfo:
     return found
 
 
+def cast(module: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """Change the dtype of a model's weights in place, but not of its buffers: rounded rotary frequencies drift."""
+    if dtype is not None:
+        for weight in module.parameters():
+            if weight.is_floating_point():
+                weight.data = weight.data.to(dtype)
+    return module
+
+
 def fingerprint(module: PreTrainedModel) -> str:
-    """Return 16 hex digits that identify a model's weights: sha256 over names, shapes and 32 values of each tensor.
+    """Return 16 hex digits that identify a model's weights: sha256 over names, shapes, exact sums and 32 values each.
 
     The values are rounded to bfloat16 first, so that a float32 and a bfloat16 copy of one checkpoint agree.
     """
     digest = hashlib.sha256()
     for name, weight in module.named_parameters():
-        flat = weight.detach().flatten()
-        sample = flat[torch.arange(32, device=flat.device) * (flat.numel() - 1) // 31]
-        digest.update(f"{name}{tuple(weight.shape)}{sample.bfloat16().tolist()}".encode())
+        bits = weight.detach().bfloat16().flatten().view(torch.int16)  # whole numbers add up alike in any order
+        sample = bits[torch.arange(32, device=bits.device) * (bits.numel() - 1) // 31]
+        digest.update(f"{name}{tuple(weight.shape)}{bits.sum(dtype=torch.int64)}{sample.tolist()}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -235,10 +248,10 @@ def _config(name: str):
         ) from error
 
 
-def _require_causal(name: str, config) -> None:
+def _require_causal(name: str, config, class_name: str | None = None) -> None:
     """Refuse encoders and encoder-decoders: steering a next-token distribution needs a causal model."""
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    architectures = getattr(config, "architectures", None) or []
+    architectures = getattr(config, "architectures", None) or ([class_name] if class_name else [])
     if config.is_encoder_decoder or (architectures and not causal & set(architectures)):
         raise ValueError(f"{name} is {architectures or config.model_type}, not a causal language model; give one.")
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,11 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from austeer.models import ModelInfo, info
+from austeer.models import ModelInfo, cast, info
 from austeer.sites import Place, Sites, anatomy, linear_weight, projection
 
 POSITIONS = ("all", "prompt", "last", "generated")
-OPERATORS: dict[str, type[Operator]] = {}
 
 
 class Pass:
@@ -72,9 +71,6 @@ class Operator:
     tensors: dict[str, Tensor]
     positions: str = "all"
     strength: float = 1.0
-
-    def __init_subclass__(cls) -> None:
-        OPERATORS[cls.name] = cls
 
     def __post_init__(self) -> None:
         if self.positions not in POSITIONS:
@@ -174,11 +170,12 @@ class Steering:
             return NotImplemented
         if self.model.shape != other.model.shape:
             raise ValueError(f"One steering is for {self.model.id}, the other for {other.model.id}, of another shape.")
-        about = {"method": f"{self.about['method']} + {other.about['method']}", "parts": [self.about, other.about]}
+        methods = [part.about.get("method", "unnamed") for part in (self, other)]
+        about = {"method": " + ".join(methods), "parts": [self.about, other.about]}
         return Steering(self.operators + other.operators, self.model, about)
 
     def __repr__(self) -> str:
-        about = ", ".join(f"{key} {value}" for key, value in self.about.items() if value is not None)
+        about = ", ".join(f"{k} {v}" for k, v in self.about.items() if v is not None and k != "shape")
         lines = [f"Steering of {self.model.id} ({about})", *(f"  {operator!r}" for operator in self.operators)]
         return "\n".join(lines)
 
@@ -193,9 +190,11 @@ class Steering:
         """
         shape, widths = info(model).shape, anatomy(model).widths
         fits = all(
-            operator.site in widths and operator.tensors.get("index", torch.zeros(1)).max() < widths[operator.site]
+            operator.site in widths
+            and not (operator.tensors.get("index", torch.zeros(0)) >= widths[operator.site]).any()
             for operator in self.operators
         )
+        fits = fits and all(list(of) == [shape[0], widths.get(site)] for site, of in _sites(self.about))
         if shape != self.model.shape or not fits:
             raise ValueError(
                 f"This steering was made for {self.model.id} with (layers, hidden size) {self.model.shape}; it does "
@@ -225,7 +224,7 @@ class Steering:
             ],
         }
         tensors = {
-            f"{number}.{name}": tensor.contiguous()
+            f"{number}.{name}": tensor.clone().contiguous()  # operators of one sum may share theirs
             for number, operator in enumerate(self.operators)
             for name, tensor in operator.tensors.items()
         }
@@ -252,16 +251,16 @@ class Steering:
                 header = json.loads((file.metadata() or {})["austeer"])
                 names = file.keys()
                 tensors = {name: file.get_tensor(name) for name in names}
-            operators = []
+            operators, known = [], {kind.name: kind for kind in Operator.__subclasses__()}
             for number, fields in enumerate(header["operators"]):
                 name = fields.pop("name")
-                if name not in OPERATORS:
-                    raise ValueError(f"the operator {name!r} is not known; it knows {', '.join(sorted(OPERATORS))}")
+                if name not in known:
+                    raise ValueError(f"the operator {name!r} is not known; it knows {', '.join(known)}")
                 own = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{number}.")}
-                operators.append(OPERATORS[name](tensors=own, **fields))
+                operators.append(known[name](tensors=own, **fields))
             model = ModelInfo(**{**header["model"], "shape": tuple(header["model"]["shape"])})
             return Steering(operators, model, header["about"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a steering that this austeer ({_version()}) can read: {error}.") from error
 
 
@@ -331,7 +330,7 @@ def bake(model, steering: Steering):
             raise ValueError(f"Weights act at every position, this operator at {operator.positions!r}; not bakeable.")
         if operator.site == "residual":
             raise ValueError("The residual stream is a sum, with no weight of its own to fold into; not bakeable.")
-        if not isinstance(operator, (Scale, Shift)):
+        if type(operator) not in (Scale, Shift):
             raise ValueError(f"The operator {operator.name!r} is no fixed scale or shift of units; not bakeable.")
 
     gains: dict[Place, dict[str, Tensor]] = {}
@@ -385,12 +384,20 @@ def _with_biases(module, parts: set[str]):
                     "declare; use a scale, or steer with hooks."
                 )
             setattr(config, f"{part}_bias", True)
-    copied = type(module)(config).to(device=module.device, dtype=module.dtype).eval().requires_grad_(False)
+    copied = cast(type(module)(config).to(module.device), module.dtype).eval().requires_grad_(False)
     missing, _ = copied.load_state_dict(module.state_dict(), strict=False)
     for name in missing:  # the biases that the configuration has just declared
         copied.get_parameter(name).zero_()
     copied.generation_config = copy.deepcopy(module.generation_config)
     return copied
+
+
+def _sites(about: dict) -> Iterator[tuple[str, list[int]]]:
+    """Yield (site, its (layers, width)) of a method or of the parts of a sum, where they say so."""
+    if "shape" in about:
+        yield about["site"], about["shape"]
+    for part in about.get("parts", ()):
+        yield from _sites(part)
 
 
 def _safetensors(path: str | os.PathLike) -> Path:

@@ -42,5 +42,6 @@ class DirectionalAUSteer(Steering):
 
 def _on_units(operator: type[Operator], units: AtomicUnits, value: Tensor, alpha: float, positions: str, method: str):
     tensors = {"layer": units.layer, "index": units.index, "value": value}
-    about = {"method": method, "alpha": alpha, "units": len(units), "site": units.site, **units.about}
+    about = {"method": method, "alpha": float(alpha), "units": len(units), "site": units.site}
+    about |= {"shape": list(units.shape), **units.about}
     return [operator(units.site, tensors, positions, float(alpha))], units.model, about
