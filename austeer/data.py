@@ -24,6 +24,7 @@ class ContrastivePair:
     topic: str = ""
 
     def __post_init__(self) -> None:
+        _require_text(self, "prompt", "positive", "negative", "topic")
         if not self.positive or not self.negative:
             raise ValueError(f"The pair {self.prompt[:40]!r} has an empty answer; give both answers.")
         if self.positive == self.negative:
@@ -42,8 +43,15 @@ class Prompt:
     topic: str = ""
 
     def __post_init__(self) -> None:
+        _require_text(self, "prompt", "topic")
         if not self.prompt:
             raise ValueError(f"A prompt of topic {self.topic!r} is empty; give a text.")
+
+
+def _require_text(item: object, *fields: str) -> None:
+    for field in fields:
+        if not isinstance(getattr(item, field), str):
+            raise ValueError(f"The field {field!r} is {getattr(item, field)!r}, not a text.")
 
 
 Item = TypeVar("Item", ContrastivePair, Prompt)
@@ -113,10 +121,11 @@ def split(items: Sequence[Item], train: float = 0.5, validation: float = 0.25) -
 
 
 def _rows(name: str, kind: Callable[..., Item]) -> list[Item]:
+    name = str(name)
     if name.startswith("hf:"):
         source, rows = name, _hub_rows(name[3:])
     else:
-        path = Path(name) if str(name).endswith(".jsonl") else _own(name)
+        path = Path(name) if name.endswith(".jsonl") else _own(name)
         source, rows = str(path), _file_rows(path)
     items = []
     for number, row in rows:
@@ -142,17 +151,20 @@ def _own(name: str, kind: str = ".") -> Path:
 def _file_rows(path: Path) -> Iterator[tuple[int, dict]]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give the path of a .jsonl file.")
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, row {number}: not JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, row {number}: a {type(row).__name__}, not an object with named fields.")
-            yield number, row
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}).") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, row {number}: not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {number}: a {type(row).__name__}, not an object with named fields.")
+        yield number, row
 
 
 def _hub_rows(name: str) -> Iterator[tuple[int, dict]]:

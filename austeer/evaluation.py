@@ -47,7 +47,10 @@ def perplexity(
     result = torch.full((len(texts),), torch.nan)
     whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
     lengths = [len(token_ids(model, text)) for text in whole]
-    skipped = [max(1, len(token_ids(model, prompt))) if prompt else 1 for prompt in prompts]
+    skipped = [
+        max(1, _shared(token_ids(model, prompt), token_ids(model, text)))
+        for prompt, text in zip(prompts, whole, strict=True)
+    ]
     waiting = sorted((row for row in range(len(texts)) if lengths[row] > skipped[row]), key=lambda row: -lengths[row])
     with tqdm(total=len(waiting), desc="perplexity", unit="text", leave=False) as bar:
         while waiting:
@@ -97,9 +100,17 @@ def at_price(effects: Sequence[float], prices: Sequence[float], price: float) ->
     for (e0, p0), (e1, p1) in zip(
         zip(effects, prices, strict=True), list(zip(effects, prices, strict=True))[1:], strict=False
     ):
+        if p0 == price:
+            return e0
         if p1 >= price:
             return e0 + (e1 - e0) * (price - p0) / (p1 - p0)
     raise ValueError(f"The sweep ends at {prices[-1]:.3g}, below the price {price:.3g}; add larger strengths.")
+
+
+def _shared(prompt: list[int], whole: list[int]) -> int:
+    """Count the tokens that a text begins with as its prompt does; a joint may make one token of two."""
+    pairs = enumerate(zip(prompt, whole, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(prompt), len(whole)))
 
 
 def _log_probability(model, batch: dict[str, Tensor]) -> Tensor:

@@ -48,8 +48,11 @@ def generate(
         The continuations only, special tokens left out.
 
     Raises:
-        ValueError: no prompt, a list of steerings of another length, or a steering of another shape.
+        ValueError: one string in place of a list, a list of steerings of another length, a steering of another shape,
+            or a prompt that leaves no room for the new tokens in the context.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"{prompts[:40]!r} is one string; give a list of prompts, such as [prompt].")
     prompts = apply_template(model, list(prompts), template)
     each = [steering] * len(prompts) if steering is None or isinstance(steering, Steering) else list(steering)
     if len(each) != len(prompts):
@@ -63,7 +66,7 @@ def generate(
     with tqdm(total=len(prompts) * max_new_tokens, desc="generating", unit="token", leave=False) as bar:
         for start in range(0, len(order), rows_per_pass):
             rows = order[start : start + rows_per_pass]
-            batch = encode(model, [prompts[row] for row in rows])
+            batch = encode(model, [prompts[row] for row in rows], room=max_new_tokens)
             continuation = _run(model, batch, _parts([each[row] for row in rows]), bar, repetition_penalty, options)
             for row, text in zip(
                 rows, model.tokenizer.batch_decode(continuation, skip_special_tokens=True), strict=True
@@ -162,7 +165,7 @@ def audit(model, steering: Steering, prompt: str, *, max_new_tokens: int = 8, te
 def _record(model, tracer, places: list[Place], into: list[Tensor]) -> None:
     """Append the activations of every place at every step; like `apply`, it ends with the run."""
     sites = Sites(model)
-    for _ in tracer.iter[:]:
+    for _ in tracer.iter[:] if places else ():  # a loop that reads nothing would never end
         for place in places:
             into.append(sites.read(place).clone())
 
@@ -173,7 +176,7 @@ def _run(model, batch, parts, bar: tqdm, repetition_penalty: float, options: dic
     options = dict(options)
     if repetition_penalty != 1.0:
         penalty = _PenaltyBlindToPadding(repetition_penalty, batch["attention_mask"])
-        options["logits_processor"] = LogitsProcessorList([penalty])
+        options["logits_processor"] = LogitsProcessorList([penalty, *options.get("logits_processor", [])])
     if not remote:
         options["streamer"] = _Ticks(bar, len(batch["input_ids"]))
     with torch.no_grad(), _quiet(), model.generate(**options, remote=remote) as tracer:

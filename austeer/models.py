@@ -100,8 +100,8 @@ def load(
         name = str(model or _HUB_DEFAULT)
         _require_causal(name, _config(name))
         if remote is True:
-            module, model = None, TransformersModel(name, task="text-generation")
-            tokenizer = model.tokenizer
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)  # nnsight asks transformers for none
+            module, model = None, TransformersModel(name, tokenizer=tokenizer, task="text-generation")
         else:
             module, tokenizer = _from_directory(name, torch_dtype or torch.float32, tokenizer)
 
@@ -158,19 +158,24 @@ def fingerprint(module: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def encode(model: TransformersModel, texts: list[str], template: str | None = None) -> dict[str, torch.Tensor]:
+def encode(
+    model: TransformersModel, texts: list[str], template: str | None = None, room: int = 0
+) -> dict[str, torch.Tensor]:
     """Turn texts into left-padded token ids.
 
     Args:
         texts: the texts, none empty.
         template: None for the raw text, "chat" to wrap each text as a user's turn with the model's chat template.
+        room: how many tokens will be generated, which must fit into the context too.
 
     Returns:
         `input_ids` and `attention_mask`, both (texts, tokens) int64.
 
     Raises:
-        ValueError: an empty list or text, an unknown template, or a text longer than the model's context.
+        ValueError: one string, an empty list or text, an unknown template, or a text longer than the model's context.
     """
+    if isinstance(texts, str):
+        raise ValueError(f"{texts[:40]!r} is one string; give a list of texts, such as [text].")
     if not texts:
         raise ValueError("No text was given; give at least one.")
     for text in texts:
@@ -179,8 +184,11 @@ def encode(model: TransformersModel, texts: list[str], template: str | None = No
     ids = [token_ids(model, text) for text in apply_template(model, texts, template)]
     context = getattr(model._module.config, "max_position_embeddings", None)
     for text, row in zip(texts, ids, strict=True):
-        if context and len(row) > context:
-            raise ValueError(f"{text[:60]!r}... has {len(row)} tokens, more than the context of {context}; shorten it.")
+        if context and len(row) + room > context:
+            more = f" and {room} new ones" if room else ""
+            raise ValueError(
+                f"{text[:60]!r}... has {len(row)} tokens{more}, more than the context of {context}; shorten it."
+            )
     width, pad = max(map(len, ids)), model.tokenizer.pad_token_id
     return {
         "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in ids]),
@@ -342,9 +350,10 @@ def _download_gguf(directory: Path) -> Path:
 def _bytes_in(directory: Path) -> int:
     """Add up the sizes of the files below a directory, some of which may vanish while we look."""
     total = 0
-    for path in directory.rglob("*"):
-        with suppress(OSError):
-            total += path.stat().st_size
+    for folder, _, files in os.walk(directory):  # passes over a folder that is gone, where rglob would raise
+        for file in files:
+            with suppress(OSError):
+                total += Path(folder, file).stat().st_size
     return total
 
 

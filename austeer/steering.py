@@ -251,7 +251,7 @@ class Steering:
                 header = json.loads((file.metadata() or {})["austeer"])
                 names = file.keys()
                 tensors = {name: file.get_tensor(name) for name in names}
-            operators, known = [], {kind.name: kind for kind in Operator.__subclasses__()}
+            operators, known = [], {kind.name: kind for kind in _derived(Operator)}
             for number, fields in enumerate(header["operators"]):
                 name = fields.pop("name")
                 if name not in known:
@@ -390,6 +390,12 @@ def _with_biases(module, parts: set[str]):
         copied.get_parameter(name).zero_()
     copied.generation_config = copy.deepcopy(module.generation_config)
     return copied
+
+
+def _derived(kind: type[Operator]) -> Iterator[type[Operator]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _derived(child)
 
 
 def _sites(about: dict) -> Iterator[tuple[str, list[int]]]:

@@ -153,19 +153,21 @@ def _hook(module: PreTrainedModel, layer: int, site: str, edit: Edit):
 
 
 class Recorder(LogitsProcessor):
-    """Keeps the scores of every step, since `au.generate` returns text and two tokens may print alike."""
+    """Keeps the best token and its score at every step: `au.generate` returns text, and two tokens may print alike."""
 
     def __init__(self):
-        self.steps: list[Tensor] = []
+        self.steps: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.steps.append(scores.clone())
+        best = scores.max(-1)
+        self.steps.append((best.indices, best.values))
         return scores
 
-    @property
-    def scores(self) -> Tensor:
-        """(texts, steps, vocabulary)."""
-        return torch.stack(self.steps, 1)
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Return tokens and scores, (texts, steps) each, and forget them."""
+        tokens, scores = (torch.stack(column, 1) for column in zip(*self.steps, strict=True))
+        self.steps.clear()
+        return tokens, scores
 
 
 @pytest.fixture
@@ -175,17 +177,17 @@ def recorder() -> Recorder:
 
 @pytest.fixture(scope="session")
 def plain_generate(twin, hooked) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Generates with a plain model under hooks: (texts, steps) tokens and (texts, steps, vocabulary) scores."""
+    """Generates greedily with a plain model under hooks: tokens and their scores, (texts, steps) each."""
 
     def run(model, prompts: list[str], edits: dict[tuple[int, str], Edit], steps: int, **options):
         module, seen = twin(model), Recorder()
         batch = model.tokenizer(prompts, return_tensors="pt", padding=True)
         with hooked(module, edits):
-            ids = module.generate(
+            module.generate(
                 **batch, do_sample=False, max_new_tokens=steps, min_new_tokens=steps,
                 logits_processor=LogitsProcessorList([seen]), **options,
             )  # fmt: skip
-        return ids[:, batch["input_ids"].shape[1] :], seen.scores
+        return seen.take()
 
     return run
 

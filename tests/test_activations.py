@@ -52,6 +52,34 @@ def test_batching_changes_nothing_beyond_rounding(tiny: Any, kind: str, tokens_p
     assert torch.allclose(found, au.collect(model, TEXTS, "ffn"), rtol=0, atol=1e-5)
 
 
+def test_a_pass_is_bounded_in_tokens_not_only_in_rows(tiny: Any) -> None:
+    model = tiny("llama")
+    texts = ["word " * words for words in (2, 3, 2, 40, 3, 20, 2, 60)]
+    lengths = [len(model.tokenizer(text).input_ids) for text in texts]
+    batches: list[list[int]] = []
+    au.collect(model, texts, into=lambda rows, _: batches.append(rows), tokens_per_pass=50)
+    for rows in batches:
+        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= 50
+    assert sorted(row for rows in batches for row in rows) == list(range(8))
+    assert len(batches) < 8
+
+
+def test_the_order_of_the_items_changes_nothing_beyond_rounding(tiny: Any, kind: str) -> None:
+    model = tiny(kind)
+    backwards = au.collect(model, TEXTS[::-1], "residual", tokens_per_pass=40)
+    assert torch.allclose(backwards.flip(0), au.collect(model, TEXTS, "residual"), rtol=0, atol=1e-5)
+
+
+def test_the_residual_site_is_what_transformers_calls_hidden_states(tiny: Any, twin: Any) -> None:
+    # All but the last, to which transformers has applied the final norm already.
+    model = tiny("llama")
+    with torch.no_grad():
+        hidden = twin(model)(**encode(model, TEXTS[:1]), output_hidden_states=True).hidden_states
+    assert torch.allclose(
+        au.collect(model, TEXTS[:1], "residual")[0, :2], torch.stack([h[0, -1] for h in hidden[1:3]]), rtol=0, atol=1e-5
+    )
+
+
 def test_an_accumulator_sees_every_row_once_and_nothing_is_returned(tiny: Any) -> None:
     seen: dict[int, Tensor] = {}
 

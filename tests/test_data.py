@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,8 @@ def test_foreign_fields_are_left_out_and_a_topic_may_be_missing(tmp_path: Path) 
         (json.dumps({"prompt": "x", "positive": "y"}), "negative"),
         (json.dumps(ROW | {"negative": " good."}), "the same answer"),
         (json.dumps(ROW | {"positive": ""}), "empty answer"),
+        (json.dumps(ROW | {"prompt": 3}), "prompt"),
+        (json.dumps(ROW | {"positive": [" good."]}), "positive"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_number(tmp_path: Path, line: str, says: str) -> None:
@@ -54,6 +57,16 @@ def test_a_bad_row_is_named_by_file_and_number(tmp_path: Path, line: str, says: 
     with pytest.raises(ValueError, match=says) as error:
         au.load_pairs(path)
     assert "bad.jsonl, row 2" in str(error.value)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_bytes(json.dumps(ROW | {"prompt": "Café"}, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(ValueError, match=r"old\.jsonl"):
+        au.load_pairs(str(tmp_path / "old.jsonl"))
+
+
+def test_a_file_may_be_given_as_a_path(tmp_path: Path) -> None:
+    assert len(au.load_pairs(Path(written(tmp_path / "a.jsonl", json.dumps(ROW))))) == 1
 
 
 def test_an_empty_file_a_missing_file_and_an_unknown_set_are_refused(tmp_path: Path) -> None:
@@ -100,17 +113,22 @@ def test_adding_items_moves_none() -> None:
 
 
 def test_the_split_does_not_depend_on_pythons_hash_seed() -> None:
-    code = "import austeer as au; print([len(p) for p in au.split(au.load_pairs('sentiment'))])"
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PATH": ""}, capture_output=True
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(said) == 1
-    assert said != {b""}
+    show = "[sorted({pair.topic for pair in part}) for part in au.split(au.load_pairs('sentiment'))]"
+    code = f"import austeer as au; print({show})"
+    here = [sorted({pair.topic for pair in part}) for part in au.split(au.load_pairs("sentiment"))]
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == str(here)
 
 
 def test_shares_above_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="no test part"):
-        au.split([], train=0.8, validation=0.4)
+    for train, validation in ((0.8, 0.4), (-0.1, 0.5), (0.5, -0.1)):
+        with pytest.raises(ValueError, match="no test part"):
+            au.split([], train=train, validation=validation)
+
+
+def test_items_without_a_topic_are_split_by_their_prompt() -> None:
+    pairs = [ContrastivePair(f"prompt {row}", " a", " b") for row in range(200)]
+    parts = au.split(pairs)
+    assert sorted(map(len, parts)) == sorted(map(len, au.split(pairs[::-1])))
+    assert 70 < len(parts.train) < 130

@@ -47,6 +47,15 @@ def test_plain_text_is_likelier_than_shuffled_words(model: Any) -> None:
     assert plain < shuffled
 
 
+def test_a_text_is_scored_where_its_first_token_swallows_the_prompts_last_space(model: Any, twin: Any) -> None:
+    # "was " ends in a token for the space, "was warm" has none: counting the prompt's tokens would skip the text.
+    ids = model.tokenizer("The soup was warm").input_ids
+    assert len(ids) == len(model.tokenizer("The soup was ").input_ids)
+    assert au.perplexity(model, ["warm"], ["The soup was "]).item() == pytest.approx(
+        by_hand(twin(model), ids, 1), rel=1e-3
+    )
+
+
 def test_lists_of_other_lengths_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="1 prompts were given for 2 texts"):
         au.perplexity(model, ["a b", "c d"], ["x"])
@@ -70,6 +79,12 @@ def test_repetition_counts_n_grams_seen_before() -> None:
 def test_the_effect_at_a_price_is_interpolated() -> None:
     assert au.at_price([0, 1, 2], [1, 1.4, 1.8], 1.5) == pytest.approx(1.25)
     assert au.at_price([0, 1], [1, 1.5], 1.5) == pytest.approx(1)
+    assert au.at_price([0, 1, 5], [1, 2, 1.2], 1.5) == pytest.approx(0.5)  # where it is reached first
+
+
+def test_a_sweep_that_starts_at_the_price_has_the_effect_of_its_start() -> None:
+    assert au.at_price([0.5, 1], [1.5, 1.8], 1.5) == pytest.approx(0.5)
+    assert au.at_price([0.5, 1], [1.5, 1.5], 1.5) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("prices", "says"), [([2, 3], "must start below"), ([1, 1.2], "ends at 1.2"), ([], "start")])

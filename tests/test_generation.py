@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LogitsProcessorList
+from transformers.generation import RepetitionPenaltyLogitsProcessor
 
 import austeer as au
 from austeer.methods import AUSteer, DirectionalAUSteer
 from austeer.models import encode
-from austeer.steering import POSITIONS
+from austeer.steering import POSITIONS, Steering
 
 PROMPTS = ["Hello", "When the train arrived at noon, everybody", "My sister told me", "The soup was"]
 
@@ -20,7 +22,7 @@ def shift(tiny: Any, some_units: Any) -> Any:
 
 
 def test_a_prompt_alone_gets_the_tokens_of_the_batch(model: Any) -> None:
-    options = {"max_new_tokens": 20, "repetition_penalty": 1.1}
+    options = {"max_new_tokens": 12, "repetition_penalty": 1.1}
     together = au.generate(model, PROMPTS, **options)
     assert together == [au.generate(model, [prompt], **options)[0] for prompt in PROMPTS]
     assert together == au.generate(model, PROMPTS, rows_per_pass=2, **options)
@@ -28,12 +30,24 @@ def test_a_prompt_alone_gets_the_tokens_of_the_batch(model: Any) -> None:
 
 
 def test_a_text_that_ends_early_ends_alike_in_a_batch(model: Any) -> None:
-    # The end of text is the padding token too: a penalty that counted padding would put the end off.
-    prompts = ["What is the capital of France? Answer in one word.", "Name a colour of the rainbow. One word, please."]
-    options = {"max_new_tokens": 40, "repetition_penalty": 1.3, "template": "chat"}
-    together = au.generate(model, [*prompts, "Hi"], **options)
-    assert together == [au.generate(model, [prompt], **options)[0] for prompt in [*prompts, "Hi"]]
-    assert min(len(model.tokenizer(text).input_ids) for text in together) < 40
+    prompts = ["Yes.", "My name is Anna and I live in a small house by the sea."]
+    options = {"max_new_tokens": 12, "repetition_penalty": 1.1}
+    together = au.generate(model, prompts, **options)
+    assert together == [au.generate(model, [prompt], **options)[0] for prompt in prompts]
+    short, long = (len(model.tokenizer(text).input_ids) for text in together)
+    assert short < long == 12
+
+
+def test_the_penalty_does_not_count_padding_as_text(tiny: Any, twin: Any) -> None:
+    # The padding token ends texts. Here every text wants to end at once, and a penalised token would come last.
+    model = tiny("llama")
+    end = model.tokenizer.eos_token_id
+    options = {"sequence_bias": {(end,): 100.0}, "max_new_tokens": 3}
+    assert au.generate(model, PROMPTS, repetition_penalty=1000.0, **options) == [""] * 4
+    batch = model.tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    naive = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1000.0)])
+    ids = twin(model).generate(**batch, do_sample=False, logits_processor=naive, **options)
+    assert (ids[:, batch["input_ids"].shape[1]] == end).tolist() == [False, True, False, False]
 
 
 def test_each_prompt_may_have_its_own_steering(tiny: Any, shift: Any, some_units: Any) -> None:
@@ -49,6 +63,38 @@ def test_one_steering_too_few_and_no_prompt_are_refused(tiny: Any, shift: Any) -
     with pytest.raises(ValueError, match="1 steerings were given for 4 prompts"):
         au.generate(tiny("llama"), PROMPTS, [shift])
     assert au.generate(tiny("llama"), []) == []
+    assert au.generate(tiny("llama"), [], []) == []
+
+
+def test_a_bare_string_is_not_taken_for_a_list_of_letters(tiny: Any) -> None:
+    with pytest.raises(ValueError, match="list"):
+        au.generate(tiny("llama"), "Hello")
+
+
+def test_a_continuation_beyond_the_context_is_refused_before_it_starts(tiny: Any) -> None:
+    # GPT-2 has no position there; the others would run on where they were never trained.
+    with pytest.raises(ValueError, match="context of 256"):
+        au.generate(tiny("gpt2"), ["word " * 250], max_new_tokens=20)
+
+
+def test_a_logits_processor_of_ones_own_works_beside_the_penalty(tiny: Any, recorder: Any) -> None:
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "repetition_penalty": 1.1}
+    au.generate(tiny("llama"), PROMPTS[:1], logits_processor=LogitsProcessorList([recorder]), **options)
+    assert len(recorder.steps) == 3
+
+
+def test_options_reach_transformers(tiny: Any) -> None:
+    torch.manual_seed(0)
+    sampled = au.generate(tiny("llama"), PROMPTS, do_sample=True, temperature=5.0, max_new_tokens=6)
+    assert sampled != au.generate(tiny("llama"), PROMPTS, max_new_tokens=6)
+
+
+def test_only_the_continuation_is_returned(model: Any, twin: Any) -> None:
+    ids = model.tokenizer("My sister told me", return_tensors="pt")
+    with torch.no_grad():
+        whole = twin(model).generate(**ids, max_new_tokens=6, do_sample=False)[0]
+    prompt = ids["input_ids"].shape[1]
+    assert au.generate(model, ["My sister told me"], max_new_tokens=6) == [model.tokenizer.decode(whole[prompt:])]
 
 
 def test_a_rehearsal_of_ndif_says_the_same(tiny: Any, shift: Any) -> None:
@@ -134,6 +180,22 @@ def test_the_audit_marks_what_was_edited(tiny: Any, some_units: Any, positions: 
     assert len(report.edited) == len(units.layer.unique())
     for changed in report.edited.values():
         assert torch.equal(changed, expected)
+
+
+def test_the_audit_sees_every_site_of_every_architecture(tiny: Any, some_units: Any, kind: str, site: str) -> None:
+    model = tiny(kind)
+    report = au.audit(model, AUSteer(some_units(model, site), 3.0), "The soup was warm", max_new_tokens=3)
+    expected = torch.zeros(3, report.prompt + 3, dtype=torch.bool)
+    expected[0, : report.prompt] = expected[1, report.prompt] = expected[2, report.prompt + 1] = True
+    assert {place.site for place in report.edited} == {site}
+    for changed in report.edited.values():
+        assert torch.equal(changed, expected)
+
+
+@pytest.mark.timeout(60)
+def test_the_audit_of_no_operators_ends_and_is_empty(tiny: Any, shift: Any) -> None:
+    report = au.audit(tiny("llama"), Steering([], shift.model, {"method": "none"}), "The soup was", max_new_tokens=3)
+    assert report.edited == {}
 
 
 def test_the_audit_of_no_strength_marks_nothing(tiny: Any, shift: Any) -> None:

