@@ -42,22 +42,30 @@ def generate(
         repetition_penalty: as transformers has it, but blind to padding, so that a batch changes nothing.
         template: None or "chat".
         rows_per_pass: prompts per batch.
-        options: passed to transformers' `generate`, such as `do_sample`, `use_cache`.
+        options: passed to transformers' `generate`, such as `do_sample`, `use_cache`; no beams, one text per prompt.
 
     Returns:
         The continuations only, special tokens left out.
 
     Raises:
-        ValueError: one string in place of a list, a list of steerings of another length, a steering of another shape,
-            or a prompt that leaves no room for the new tokens in the context.
+        ValueError: one string in place of a list, no prompt, beams or several texts per prompt, a list of steerings of
+            another length, what is no steering, a steering of another shape, or a prompt that leaves no room for the
+            new tokens in the context.
     """
     if isinstance(prompts, str):
         raise ValueError(f"{prompts[:40]!r} is one string; give a list of prompts, such as [prompt].")
+    for name in ("num_beams", "num_return_sequences"):  # both make other rows than those a steering was given for
+        if (options.get(name) or 1) > 1:
+            raise ValueError(f"{name} is {options[name]}; give 1 or leave it out, since each prompt gets one text.")
     prompts = apply_template(model, list(prompts), template)
-    each = [steering] * len(prompts) if steering is None or isinstance(steering, Steering) else list(steering)
+    if not prompts:
+        raise ValueError("No prompt was given; give at least one.")
+    each = list(steering) if isinstance(steering, Sequence) else [steering] * len(prompts)
     if len(each) != len(prompts):
         raise ValueError(f"{len(each)} steerings were given for {len(prompts)} prompts; give one, or one per prompt.")
     for one in {id(one): one for one in each if one is not None}.values():
+        if not isinstance(one, Steering):
+            raise ValueError(f"A {type(one).__name__} was given as steering; give a Steering, a list of them, or None.")
         one.check(model)
     options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
 

@@ -59,11 +59,31 @@ def test_each_prompt_may_have_its_own_steering(tiny: Any, shift: Any, some_units
     assert alone != au.generate(model, PROMPTS, max_new_tokens=12)
 
 
-def test_one_steering_too_few_and_no_prompt_are_refused(tiny: Any, shift: Any) -> None:
+def test_one_steering_too_few_is_refused(tiny: Any, shift: Any) -> None:
     with pytest.raises(ValueError, match="1 steerings were given for 4 prompts"):
         au.generate(tiny("llama"), PROMPTS, [shift])
-    assert au.generate(tiny("llama"), []) == []
-    assert au.generate(tiny("llama"), [], []) == []
+
+
+@pytest.mark.parametrize("steering", [None, []])
+def test_no_prompt_is_refused(tiny: Any, steering: Any) -> None:
+    with pytest.raises(ValueError, match="No prompt was given"):
+        au.generate(tiny("llama"), [], steering)
+
+
+@pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
+def test_more_than_one_row_per_prompt_is_refused(tiny: Any, shift: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 3; give 1 or leave it out"):
+        au.generate(tiny("llama"), PROMPTS, shift, max_new_tokens=3, do_sample=True, **{name: 3})
+    assert au.generate(tiny("llama"), PROMPTS, shift, max_new_tokens=3, **{name: 1}) == au.generate(
+        tiny("llama"), PROMPTS, shift, max_new_tokens=3
+    )
+
+
+def test_what_is_no_steering_is_refused_by_its_type(tiny: Any, shift: Any, some_units: Any) -> None:
+    units = some_units(tiny("llama"), "attention")
+    for steering, name in (([shift, None, 12.0, None], "float"), ([units] * 4, "AtomicUnits"), (units, "AtomicUnits")):
+        with pytest.raises(ValueError, match=f"A {name} was given as steering; give a Steering"):
+            au.generate(tiny("llama"), PROMPTS, steering)
 
 
 def test_a_bare_string_is_not_taken_for_a_list_of_letters(tiny: Any) -> None:
