@@ -130,10 +130,16 @@ class ActivationMomentum:
 
     @property
     def standardised(self) -> Tensor:
-        """(layers, width) float32: |mean difference| / standard deviation of the differences; breaks ties."""
-        mean = self.total.sum(0) / self.pairs.sum()
-        deviation = (self.squares.sum(0) / self.pairs.sum() - mean**2).clamp(min=0).sqrt()
-        return torch.where(deviation > 0, mean.abs() / deviation, 0.0).float()
+        """(layers, width) float32: |mean difference| / standard deviation of the differences; breaks ties.
+
+        Infinite where a difference never varies, but 0 where it is always 0.
+        """
+        pairs = self.pairs.sum()
+        mean = self.total.sum(0) / pairs
+        variance = self.squares.sum(0) / pairs - mean**2
+        rounding = 2 * pairs * torch.finfo(torch.float64).eps * mean**2  # what sums of so many numbers may be off by
+        score = mean.abs() / torch.where(variance > rounding, variance, 0.0).sqrt()
+        return torch.where(mean == 0, 0.0, score).float()
 
     @property
     def log_p(self) -> Tensor:

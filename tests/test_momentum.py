@@ -138,9 +138,26 @@ def test_the_top_is_by_size_of_beta_then_by_standardised_difference_then_by_plac
         [[1.0, -1, 2, -3, 1], [1, -1, 2, -1, 1], [1.5, -1, 2, 1, 1], [1, -2, 2, -1, -1]]
     )[:, None]  # fmt: skip
     units = momentum_of(difference, torch.zeros_like(difference)).top(5)
-    # Units 0, 1, 2 tie at |beta| = 1; 2 has no deviation (counted as 0), 0 varies less than 1. Then 3 and 4 at 0.75.
-    assert units.index.tolist() == [0, 1, 2, 3, 4]
+    # Units 0, 1, 2 tie at |beta| = 1; 2 never varies, 0 varies less than 1. Then 3 and 4 at 0.75.
+    assert units.index.tolist() == [2, 0, 1, 3, 4]
     assert units.beta.abs().tolist() == [1, 1, 1, 0.75, 0.75]
+
+
+@pytest.mark.parametrize("pairs", [2, 7, 192, 5000])
+def test_a_difference_that_never_varies_wins_its_tie(momentum_of: Any, pairs: int) -> None:
+    steady = torch.linspace(-3, 3, 61).repeat(pairs, 1)  # most of them no sum of powers of two, so sums are rounded
+    steady[:, 30] = 0
+    nearly = torch.ones(pairs, 2)
+    nearly[0] += torch.tensor([1e-3, -1e-3])
+    difference = torch.cat([nearly, steady], 1)[:, None]
+    found = momentum_of(difference, torch.zeros_like(difference))
+    constant, always_zero = found.standardised[0, 2:], 2 + 30
+    assert constant.isinf().tolist() == [unit != 30 for unit in range(61)]
+    assert found.standardised[0, always_zero] == 0
+    assert found.standardised[0, :2].isfinite().all()
+    order = found.top(63).index.tolist()
+    assert order[60:62] in ([0, 1], [1, 0])
+    assert order[62] == always_zero
 
 
 def test_the_units_say_how_many_tie_at_the_cut(momentum_of: Any) -> None:
