@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -97,9 +98,7 @@ def at_price(effects: Sequence[float], prices: Sequence[float], price: float) ->
     """
     if not prices or prices[0] > price:
         raise ValueError(f"The sweep must start below the price {price:.3g}, at strength 0; it starts at {prices[:1]}.")
-    for (e0, p0), (e1, p1) in zip(
-        zip(effects, prices, strict=True), list(zip(effects, prices, strict=True))[1:], strict=False
-    ):
+    for (e0, p0), (e1, p1) in pairwise(list(zip(effects, prices, strict=True))):
         if p0 == price:
             return e0
         if p1 >= price:

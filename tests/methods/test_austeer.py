@@ -1,5 +1,6 @@
 """The two rules are what the paper and the book write down."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,26 +17,24 @@ def displaced(steering: Any, x: torch.Tensor, layer: int) -> torch.Tensor:
     return x + operator.strength * operator.displacement(Place(layer, operator.site), x, now, {})
 
 
-def test_the_papers_rule_multiplies_by_one_plus_alpha_beta(tiny: Any, some_units: Any) -> None:
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (AUSteer, lambda x, beta, mean: x * (1 + 5.0 * beta)),
+        (DirectionalAUSteer, lambda x, beta, mean: x + 5.0 * mean),
+    ],
+)
+def test_a_rule_changes_its_own_units_as_the_book_writes_it(
+    tiny: Any, some_units: Any, rule: Any, expected: Callable
+) -> None:
     units = some_units(tiny("llama"), "attention")
     layer = units.layer[0].item()
-    here = units.layer == layer
     x = torch.randn(2, 3, units.shape[1], generator=torch.Generator().manual_seed(0))
-    expected = x.clone()
-    for index, beta in zip(units.index[here].tolist(), units.beta[here].tolist(), strict=True):
-        expected[..., index] = x[..., index] * (1 + 5.0 * beta)
-    assert torch.allclose(displaced(AUSteer(units, 5.0), x, layer), expected, atol=1e-5)
-
-
-def test_the_directional_rule_adds_alpha_mean_differences(tiny: Any, some_units: Any) -> None:
-    units = some_units(tiny("llama"), "attention")
-    layer = units.layer[0].item()
-    here = units.layer == layer
-    x = torch.randn(2, 3, units.shape[1], generator=torch.Generator().manual_seed(0))
-    expected = x.clone()
-    for index, mean in zip(units.index[here].tolist(), units.mean_difference[here].tolist(), strict=True):
-        expected[..., index] = x[..., index] + 8.0 * mean
-    assert torch.allclose(displaced(DirectionalAUSteer(units, 8.0), x, layer), expected, atol=1e-5)
+    by_hand = x.clone()
+    for where, index, beta, mean in zip(units.layer, units.index, units.beta, units.mean_difference, strict=True):
+        if where == layer:
+            by_hand[..., index] = expected(x[..., index], beta, mean)
+    assert torch.allclose(displaced(rule(units, 5.0), x, layer), by_hand, atol=1e-5)
 
 
 @pytest.mark.parametrize("rule", [AUSteer, DirectionalAUSteer])
