@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from austeer import methods
+from austeer import diagnostics, methods
 from austeer.activations import collect
 from austeer.data import ContrastivePair, Prompt, load_pairs, load_prompts, load_results, split
 from austeer.evaluation import at_price, perplexity, pooled, repetition, sentiment
@@ -11,7 +11,7 @@ from austeer.models import load
 from austeer.momentum import ActivationMomentum, AtomicUnits, activation_momentum, momentum_of
 from austeer.steering import Steering, bake
 
-_ON_DEMAND = ("claims", "exercises", "plots")  # they import matplotlib and IPython
+_ON_DEMAND = ("claims", "exercises", "plots", "widgets")  # they import matplotlib, IPython and ipywidgets
 
 
 def __getattr__(name: str):
@@ -22,6 +22,6 @@ def __getattr__(name: str):
 
 __all__ = [
     "ActivationMomentum", "AtomicUnits", "ContrastivePair", "Prompt", "Steering", "activation_momentum", "at_price",
-    "audit", "bake", "collect", "generate", "load", "load_pairs", "load_prompts", "load_results", "methods",
+    "audit", "bake", "collect", "diagnostics", "generate", "load", "load_pairs", "load_prompts", "load_results", "methods",
     "momentum_of", "perplexity", "pooled", "repetition", "sentiment", "split", "steered",
 ]  # fmt: skip

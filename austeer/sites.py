@@ -33,6 +33,7 @@ class Anatomy:
         attention: path, inside a layer, of the attention output projection; its input is the `attention` site.
         down: path, inside a layer, of the FFN's down projection: its input is the `neuron` site, its output `ffn`.
         layers: how many layers there are.
+        heads: attention heads per layer; head h is the h-th of as many equal blocks of attention units.
         widths: units per layer of each site that the model has.
     """
 
@@ -40,6 +41,7 @@ class Anatomy:
     attention: str | None
     down: str | None
     layers: int
+    heads: int
     widths: dict[str, int]
 
     def require(self, site: str) -> int:
@@ -78,7 +80,8 @@ def anatomy(model) -> Anatomy:
         widths["attention"] = linear_weight(block.get_submodule(attention)).shape[1]
     if down:
         widths["neuron"], widths["ffn"] = linear_weight(block.get_submodule(down)).shape[1], hidden
-    return Anatomy(blocks[0], attention, down, count, {site: widths[site] for site in SITES if site in widths})
+    kept = {site: widths[site] for site in SITES if site in widths}
+    return Anatomy(blocks[0], attention, down, count, config.num_attention_heads, kept)
 
 
 def _projection(block: nn.Module, hidden: int, words: tuple[str, ...]) -> str | None:
