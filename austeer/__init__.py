@@ -22,6 +22,6 @@ def __getattr__(name: str):
 
 __all__ = [
     "ActivationMomentum", "AtomicUnits", "ContrastivePair", "Prompt", "Steering", "activation_momentum", "at_price",
-    "audit", "bake", "collect", "diagnostics", "generate", "load", "load_pairs", "load_prompts", "load_results", "methods",
-    "momentum_of", "perplexity", "pooled", "repetition", "sentiment", "split", "steered",
+    "audit", "bake", "collect", "diagnostics", "generate", "load", "load_pairs", "load_prompts", "load_results",
+    "methods", "momentum_of", "perplexity", "pooled", "repetition", "sentiment", "split", "steered",
 ]  # fmt: skip
