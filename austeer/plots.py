@@ -150,3 +150,34 @@ def side_by_side(openings: Sequence[str], columns: dict[str, Sequence[str]]):
         for i, opening in enumerate(openings)
     )
     return HTML(f"<table>{'<tr>' + head + '</tr>'}{rows}</table>")
+
+
+def bars(panels: dict[str, Tensor], ylabel: str) -> Figure:
+    """Draw one panel of bars for each tensor of values; bars above zero and below it have different colours.
+
+    Args:
+        panels: for each "title, name of the x axis", (bars,) values.
+        ylabel: what the values are, with their unit.
+    """
+    figure, axes = _axes(3.2, len(panels), squeeze=False)
+    for panel, (name, values) in zip(axes[0], panels.items(), strict=True):
+        title, xlabel = name.rsplit(", ", 1)
+        colours = [PLUS if value > 0 else MINUS for value in values.tolist()]
+        panel.bar(range(len(values)), values.tolist(), width=1.0 if len(values) > 40 else 0.8, color=colours)
+        panel.axhline(0, color=INK, lw=0.8)
+        panel.set(title=title, xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def against(panels: dict[str, tuple[Tensor, Tensor]], xlabel: str, ylabel: str) -> Figure:
+    """Draw one scatter per panel, (x, y) of shape (points,) each, with the line on which both are equal."""
+    figure, axes = _axes(3.1, len(panels), squeeze=False)
+    for panel, (title, (x, y)) in zip(axes[0], panels.items(), strict=True):
+        panel.scatter(x.tolist(), y.tolist(), s=9, color=PLUS, alpha=0.6, lw=0)
+        ends = [min(x.min(), y.min()).item(), max(x.max(), y.max()).item()]
+        panel.plot(ends, ends, color=INK, lw=0.8)
+        panel.set(title=title, xlabel=xlabel)
+        panel.tick_params(axis="x", labelsize=8)
+    axes[0, 0].set_ylabel(ylabel)
+    return figure
