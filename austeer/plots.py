@@ -94,25 +94,34 @@ def dose(curves: dict[str, tuple[Sequence[float], Tensor, Tensor]], unsteered: f
     return figure
 
 
-def effect_against_price(curves: dict[str, tuple[Sequence[float], Sequence[float]]], price: float) -> Figure:
-    """Draw the swing between + and - against relative perplexity, one line per method; grey where the name says random.
+def effect_against_price(
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]],
+    price: float,
+    xlabel: str = "perplexity of the worse side / unsteered perplexity",
+    ylabel: str = "swing of mean VADER compound",
+    prices: tuple[float, float] = (0.95, 3.0),
+    scale: str = "linear",
+) -> Figure:
+    """Draw effect against price, one line per method; grey where the name says random.
 
     Args:
-        curves: for each method, (swings, perplexity of the worse side over the unsteered one), at growing strength.
-        price: where methods are compared, as a multiple of the unsteered perplexity.
+        curves: for each method, (effects, prices), at growing strength.
+        price: where methods are compared.
+        xlabel, ylabel: what price and effect are.
+        prices: the range of prices shown.
+        scale: "linear" or "log", of the prices.
     """
     figure, axes = _axes(4.0)
     marks, labelled = iter("osv^DPX*" * 3), False
-    for name, (effects, prices) in curves.items():
+    for name, (effects, own) in curves.items():
         if name.startswith("random"):
-            axes.plot(prices, effects, color=CHANCE, lw=1, label=None if labelled else "random units, ten draws")
+            axes.plot(own, effects, color=CHANCE, lw=1, label=None if labelled else "random units, ten draws")
             labelled = True
         else:
-            axes.plot(prices, effects, marker=next(marks), ms=5, label=name)
+            axes.plot(own, effects, marker=next(marks), ms=5, label=name)
     axes.axvline(price, color=INK, lw=0.8, ls=":")
     axes.axhline(0, color=INK, lw=0.8)
-    axes.set(xlabel="perplexity of the worse side / unsteered perplexity", ylabel="swing of mean VADER compound")
-    axes.set_xlim(0.95, 3.0)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale=scale, xlim=prices)
     axes.legend(fontsize=8, loc="best")
     return figure
 
@@ -180,4 +189,61 @@ def against(panels: dict[str, tuple[Tensor, Tensor]], xlabel: str, ylabel: str) 
         panel.set(title=title, xlabel=xlabel)
         panel.tick_params(axis="x", labelsize=8)
     axes[0, 0].set_ylabel(ylabel)
+    return figure
+
+
+def convergence(factors: Sequence[float], panels: dict[str, dict[str, Tensor]]) -> Figure:
+    """Draw one line per unit against the factor on its activation, on a logarithmic axis, one panel per quantity.
+
+    Args:
+        factors: (s,) factors, from 1 on.
+        panels: for each quantity (the y axis), for each unit's name, (s,) values.
+    """
+    figure, axes = _axes(3.4, len(panels), squeeze=False)
+    for panel, (ylabel, lines) in zip(axes[0], panels.items(), strict=True):
+        for (name, values), mark in zip(lines.items(), "osv^D", strict=False):
+            panel.plot(factors, values.tolist(), marker=mark, ms=4, label=name)
+        panel.set(xscale="log", xlabel="factor s on the activation", ylabel=ylabel)
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+def heat_map(panels: dict[str, Tensor], label: str, limit: float) -> Figure:
+    """Draw (layers, width) effects as one panel each, layer by unit, units sorted by effect inside each layer.
+
+    Args:
+        panels: for each title, (layers, width) values.
+        label: what the colours are, with their unit.
+        limit: values beyond +-limit get the colour of the limit.
+    """
+    figure, axes = _axes(3.8, len(panels), squeeze=False, sharey=True)
+    for panel, (title, values) in zip(axes[0], panels.items(), strict=True):
+        ordered = values.sort(dim=1).values.numpy()
+        colours = panel.imshow(
+            ordered, aspect="auto", origin="lower", cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest"
+        )
+        panel.set(title=title, xlabel="unit, sorted inside its layer")
+    axes[0, 0].set_ylabel("layer (0-based)")
+    figure.colorbar(colours, ax=axes[0].tolist(), label=label, extend="both")
+    return figure
+
+
+def forest(names: Sequence[str], chosen: Tensor, mean: Tensor, low: Tensor, high: Tensor, xlabel: str) -> Figure:
+    """Draw one row per unit: its mean on new data with an interval, and, hollow, its mean where it was chosen.
+
+    Args:
+        names: the rows, from top to bottom.
+        chosen: (rows,) means on the data that chose the units.
+        mean, low, high: (rows,) means and interval on other data.
+        xlabel: what is shown, with its unit.
+    """
+    figure, axes = _axes(0.22 * len(names) + 1.0)
+    places = list(range(len(names)))[::-1]
+    errors = torch.stack([mean - low, high - mean]).tolist()
+    axes.errorbar(mean.tolist(), places, xerr=errors, fmt="o", ms=4, lw=1.2, color=PLUS, label="on other topics")
+    axes.plot(chosen.tolist(), places, "o", ms=5, mfc="none", color=MINUS, label="where it was chosen")
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set_xlabel(xlabel)
+    axes.legend(fontsize=8)
     return figure

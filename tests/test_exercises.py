@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from scipy.stats import false_discovery_control
 
 from austeer import exercises, sentiment
 
@@ -62,7 +63,62 @@ def coin_per_unit(differences: torch.Tensor, generator: torch.Generator) -> floa
     return max((turned > 0).float().mean(0).max().item(), (turned < 0).float().mean(0).max().item())
 
 
+def head_writes(x: torch.Tensor, W: torch.Tensor, heads: int) -> torch.Tensor:
+    return (W * x).unflatten(1, (heads, -1)).sum(2).T
+
+
+def contributions(
+    x: torch.Tensor, W: torch.Tensor, gain: torch.Tensor, rho: float, row: torch.Tensor
+) -> torch.Tensor:
+    return x * ((gain * row / rho) @ W)
+
+
+def scale_output(D: torch.Tensor, unit: int, s: float) -> torch.Tensor:
+    scaled = D.clone()
+    scaled[unit] *= s
+    return scaled
+
+
+def scale_in_place(D: torch.Tensor, unit: int, s: float) -> torch.Tensor:
+    D[unit] *= s
+    return D
+
+
+def normalised_kl(log_p: torch.Tensor) -> torch.Tensor:
+    distance = (log_p.exp() * (log_p - log_p[-1])).sum(-1)
+    return distance / distance[0]
+
+
+def kl_backwards(log_p: torch.Tensor) -> torch.Tensor:
+    distance = (log_p[-1].exp() * (log_p[-1] - log_p)).sum(-1)
+    return distance / distance[0]
+
+
+def discoveries(p: torch.Tensor, q: float) -> torch.Tensor:
+    return torch.from_numpy(false_discovery_control(p.double().numpy()) <= q)
+
+
+def each_below_its_own_bar(p: torch.Tensor, q: float) -> torch.Tensor:
+    rank = p.argsort().argsort() + 1
+    return p <= rank / len(p) * q
+
+
+def curse(choice: torch.Tensor, report: torch.Tensor, k: int) -> tuple[float, float]:
+    best = choice.mean(0).topk(k).indices
+    return choice[:, best].mean().item(), report[:, best].mean().item()
+
+
+def curse_chosen_twice(choice: torch.Tensor, report: torch.Tensor, k: int) -> tuple[float, float]:
+    return curse(choice, report, k)[0], curse(report, report, k)[0]
+
+
 RIGHT = [
+    (exercises.check_head_writes, head_writes),
+    (exercises.check_contributions, contributions),
+    (exercises.check_scale_output, scale_output),
+    (exercises.check_normalised_kl, normalised_kl),
+    (exercises.check_discoveries, discoveries),
+    (exercises.check_curse, curse),
     (exercises.check_swing, swing),
     (exercises.check_units_per_layer, lambda units: dict(Counter(units.layer.tolist()))),
     (exercises.check_overlap, overlap),
@@ -72,6 +128,32 @@ RIGHT = [
 ]
 
 WRONG = [
+    (exercises.check_head_writes, lambda x, W, heads: head_writes(x, W, heads).T, "transpose"),
+    (exercises.check_head_writes, lambda x, W, heads: (W * x).unflatten(1, (-1, heads)).sum(1).T, "modulo"),
+    (exercises.check_head_writes, lambda x, W, heads: W.unflatten(1, (heads, -1)).sum(2).T, "slice times activation"),
+    (exercises.check_head_writes, lambda x, W, heads: head_writes(x, W, heads).flip(0), "wrong heads"),
+    (exercises.check_contributions, lambda x, W, gain, rho, row: x * ((gain * row) @ W), "rho times too large"),
+    (exercises.check_contributions, lambda x, W, gain, rho, row: x * ((row / rho) @ W), "gamma is missing"),
+    (exercises.check_contributions, lambda x, W, gain, rho, row: (gain * row / rho) @ W, "activations"),
+    (exercises.check_contributions, lambda x, W, gain, rho, row: (W * x).T @ row, "was expected"),
+    (exercises.check_contributions, lambda x, W, gain, rho, row: gain, "one number per unit"),
+    (exercises.check_scale_output, scale_in_place, "copy"),
+    (exercises.check_scale_output, lambda D, unit, s: scale_output(D.T, unit, s).T, "neuron i"),
+    (exercises.check_scale_output, lambda D, unit, s: D * s, "nothing else"),
+    (exercises.check_normalised_kl, lambda log_p: normalised_kl(log_p) * 2, "in logarithms"),
+    (exercises.check_normalised_kl, kl_backwards, "swapped"),
+    (
+        exercises.check_normalised_kl,
+        lambda log_p: (log_p.exp() * (log_p - log_p[-1])).sum(-1),
+        "divide by the first",
+    ),
+    (exercises.check_discoveries, lambda p, q: p <= q / len(p), "Bonferroni"),
+    (exercises.check_discoveries, lambda p, q: p <= q, "each test alone"),
+    (exercises.check_discoveries, each_below_its_own_bar, "LARGEST"),
+    (exercises.check_discoveries, lambda p, q: discoveries(p, q).nonzero().flatten(), "boolean"),
+    (exercises.check_curse, curse_chosen_twice, "chooses again"),
+    (exercises.check_curse, lambda choice, report, k: curse(choice, report, k)[1], "two numbers"),
+    (exercises.check_curse, lambda choice, report, k: curse(report, choice, k), "were expected"),
     (exercises.check_swing, lambda plus, minus: swing(minus, plus), "turned round"),
     (exercises.check_swing, lambda plus, minus: (sentiment(plus).mean() + sentiment(minus).mean()).item(), "added"),
     (exercises.check_swing, lambda plus, minus: sentiment(plus) - sentiment(minus), "one number"),

@@ -26,14 +26,20 @@ def every_figure() -> list[Figure]:
         plots.dose({"directional, 5 units": curve, "multiplicative, 5 units": curve}, unsteered=0.0),
         plots.effect_against_price({"20 units": ([0, 1], [1, 2]), "random 0": ([0, 0.1], [1, 2])}, price=1.5),
         plots.share_positive(torch.rand(5), torch.rand(3, 50)),
+        plots.bars({"blocks, layer": torch.randn(5), "heads, head": torch.randn(9)}, "contribution"),
+        plots.against({"a": (torch.rand(5), torch.rand(5)), "b": (torch.rand(5), torch.rand(5))}, "sum", "whole"),
+        plots.convergence([1, 10], {"KL": {"unit 3": torch.rand(2)}, "KL, too": {"unit 3": torch.rand(2)}}),
+        plots.heat_map({"attention": torch.randn(3, 8), "ffn": torch.randn(3, 8)}, "help", limit=1.0),
+        plots.forest(["a", "b"], torch.ones(2), torch.zeros(2), -torch.ones(2), torch.ones(2), "help"),
     ]
 
 
 def test_every_axis_is_labelled_and_every_ground_is_opaque() -> None:
     for figure in every_figure():
         assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
-        assert figure.axes[0].get_ylabel()
-        assert all(axes.get_xlabel() for axes in figure.axes)
+        first, *others = figure.axes
+        assert first.get_ylabel() or first.get_yticklabels()
+        assert all(axes.get_xlabel() or axes.get_label() == "<colorbar>" for axes in [first, *others])
 
 
 def test_units_by_layer_counts_up_and_down() -> None:
@@ -49,3 +55,21 @@ def test_a_table_of_texts_escapes_markup() -> None:
     table = plots.side_by_side([pair.prompt], {"plus": [pair.positive]}).data
     assert "<script>" not in table
     assert "&lt;i&gt;opening" in table
+
+
+def test_the_heat_map_sorts_the_units_of_each_layer_and_names_its_colours() -> None:
+    effects = torch.tensor([[3.0, 1.0, 2.0], [0.0, -1.0, 5.0]])
+    figure = plots.heat_map({"attention": effects}, "help (logits)", limit=2.0)
+    image = figure.axes[0].images[0]
+    assert image.get_array().tolist() == [[1, 2, 3], [-1, 0, 5]]
+    assert image.get_clim() == (-2.0, 2.0)
+    assert figure.axes[-1].get_ylabel() == "help (logits)"
+
+
+def test_the_forest_has_its_first_row_on_top_and_its_intervals_where_they_belong() -> None:
+    mean, low, high = torch.tensor([1.0, -1.0]), torch.tensor([0.5, -3.0]), torch.tensor([2.0, 0.0])
+    axes = plots.forest(["first", "second"], mean * 2, mean, low, high, "help").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+    assert axes.get_yticks()[0] > axes.get_yticks()[1]
+    bars = axes.collections[0].get_segments()
+    assert [segment[:, 0].tolist() for segment in bars] == [[0.5, 2.0], [-3.0, 0.0]]
