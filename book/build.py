@@ -152,7 +152,7 @@ def cell_seconds(cell: NotebookNode) -> float:
 
 
 def localise(text: str, page: Path, staged: set[str], whole: bool, site: str) -> str:
-    """Points Markdown links at the book's own pages to the staged files, and to the site where a page is not staged.
+    """Points links and cards at the book's own pages to the staged files, and to the site where a page is not staged.
 
     `staged` holds the pages as in the table of contents; in a whole build every link to the site becomes local, so
     that the build reports those which lead nowhere.
@@ -172,6 +172,11 @@ def localise(text: str, page: Path, staged: set[str], whole: bool, site: str) ->
                 return f"]({site}{name}.html{anchor})"
         return match[0]
 
+    def change_card(match: re.Match[str]) -> str:
+        name = f"{page.parent.name}/{match[1]}"
+        return match[0] if whole or name in staged else f":link: {site}{name}.html\n:link-type: url"
+
+    text = re.sub(r"^:link: (\S+)\n:link-type: doc$", change_card, text, flags=re.MULTILINE)
     return re.sub(r"\]\(([^)\s]+)\)", change, text)
 
 

@@ -120,6 +120,15 @@ def test_links_of_a_whole_book_become_local():
     assert local(f"[a]({SITE})") == f"[a]({SITE})"
 
 
+def test_cards_of_pages_that_are_not_staged_lead_to_the_site():
+    cards = ":link: 00_a\n:link-type: doc\nA\n:link: 01_b\n:link-type: doc"
+    page = ROOT / "book" / "index.md"
+    assert build.localise(cards, page, {"book/00_a"}, False, SITE) == (
+        f":link: 00_a\n:link-type: doc\nA\n:link: {SITE}book/01_b.html\n:link-type: url"
+    )
+    assert build.localise(cards, page, {"book/00_a"}, True, SITE) == cards  # a whole build reports what is missing
+
+
 def test_a_table_of_contents_without_missing_pages():
     toc = yaml.safe_load(
         "{root: index, parts: [{caption: one, chapters: [{file: a, sections: [{file: b}]}]}, "
