@@ -1,4 +1,4 @@
-"""Make data/results/unit_effects.jsonl: what each unit of every block does to a mood question when it is turned up alone.
+"""Make data/results/unit_effects.jsonl: what each unit of every block does to a mood question when turned up alone.
 
     python experiments/unit_effects.py
 
