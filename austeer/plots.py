@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from austeer.momentum import ActivationMomentum, AtomicUnits
@@ -174,6 +175,7 @@ def bars(panels: dict[str, Tensor], ylabel: str) -> Figure:
         colours = [PLUS if value > 0 else MINUS for value in values.tolist()]
         panel.bar(range(len(values)), values.tolist(), width=1.0 if len(values) > 40 else 0.8, color=colours)
         panel.axhline(0, color=INK, lw=0.8)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))  # layers, heads and units are counted
         panel.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
     return figure
