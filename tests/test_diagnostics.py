@@ -237,6 +237,26 @@ def test_contributions_are_the_same_in_a_rehearsal_of_a_remote_trace(tiny: Any) 
     assert torch.equal(here.attention, there.attention) and torch.equal(here.neuron, there.neuron)
 
 
+@pytest.mark.parametrize("token", [" Paris", " Town", " just", " sh"])  # the sum is within 1% of some of the logits
+def test_a_model_that_normalises_what_units_write_is_refused(tiny: Any, token: str) -> None:
+    with pytest.raises(ValueError, match="units of Gemma2ForCausalLM do not sum to its logits"):
+        logit_contributions(tiny("gemma2"), "The cat sat", token)
+
+
+def test_a_head_that_transforms_its_logits_is_refused(plain: Any, tokenizer: Any) -> None:
+    module = plain("llama")
+    module.lm_head.register_forward_hook(lambda _, given, logits: logits / 4)
+    with pytest.raises(ValueError, match="do not sum to its logits"):
+        logit_contributions(au.load(module, tokenizer=tokenizer), PROMPTS[1], " Paris")
+
+
+@pytest.mark.parametrize("token", [" Rome", " cat", " is", " was"])  # small differences of large logits
+def test_the_rounding_of_bfloat16_is_not_mistaken_for_a_model_that_transforms(tiny: Any, token: str) -> None:
+    model = tiny("llama", torch.bfloat16)
+    split = logit_contributions(model, PROMPTS[1], " Paris", token)
+    assert total(split) == pytest.approx(split.logit, abs=0.1)
+
+
 def test_a_text_of_several_tokens_is_refused(tiny: Any) -> None:
     with pytest.raises(ValueError, match="' Paris London' is 2 tokens"):
         logit_contributions(tiny("llama"), PROMPTS[1], " Paris London")
