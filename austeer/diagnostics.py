@@ -165,13 +165,14 @@ def sweep(
         (prompts, rows, hidden) float32: what the unembedding reads at the last token; see `unembed`.
 
     Raises:
-        ValueError: a factor of another width or not finite, or a remote model.
+        ValueError: a factor of another width, without rows or not finite, a remote model, or what `encode` refuses.
     """
     width = anatomy(model).require(place.site)
-    if factor.ndim != 2 or factor.shape[1] != width or not factor.isfinite().all():
+    if factor.ndim != 2 or factor.shape[1] != width or not len(factor) or not factor.isfinite().all():
         raise ValueError(f"factor is {tuple(factor.shape)}; give finite numbers of shape (rows, {width}).")
     if info(model).remote:
         raise ValueError("sweep() keeps a prompt's cache between passes and works on local models; use generate().")
+    encode(model, prompts)  # refuses a bad prompt before the work on the others, not after
     head = model._module.get_output_embeddings()
     result = torch.empty(len(prompts), len(factor), linear_weight(head).shape[1])
     with tqdm(total=len(prompts), desc=f"layer {place.layer} {place.site}", unit="prompt", leave=False) as bar:

@@ -107,9 +107,13 @@ def test_batching_a_sweep_changes_nothing_beyond_rounding(tiny: Any, kind: str, 
 
 
 @pytest.mark.parametrize(
-    "factor", [torch.ones(2, 31), torch.ones(32), torch.full((1, 32), torch.nan), torch.full((1, 32), torch.inf)]
-)
-def test_a_factor_of_another_width_or_not_finite_is_refused(tiny: Any, factor: Tensor) -> None:
+    "factor",
+    [
+        torch.ones(2, 31), torch.ones(32), torch.ones(0, 32), torch.full((1, 32), torch.nan),
+        torch.full((1, 32), torch.inf),
+    ],
+)  # fmt: skip
+def test_a_factor_of_another_width_without_rows_or_not_finite_is_refused(tiny: Any, factor: Tensor) -> None:
     with pytest.raises(ValueError, match=r"give finite numbers of shape \(rows, 32\)"):
         sweep(tiny("llama"), PROMPTS, Place(0, "attention"), factor)
 
@@ -117,6 +121,24 @@ def test_a_factor_of_another_width_or_not_finite_is_refused(tiny: Any, factor: T
 def test_a_sweep_of_a_remote_model_is_refused(tiny: Any) -> None:
     with pytest.raises(ValueError, match="works on local models"):
         sweep(tiny("llama", remote="local"), PROMPTS, Place(0, "attention"), torch.ones(1, 32))
+
+
+def test_one_string_in_place_of_prompts_is_refused(tiny: Any) -> None:
+    with pytest.raises(ValueError, match="is one string; give a list"):
+        sweep(tiny("llama"), PROMPTS[1], Place(0, "attention"), torch.ones(1, 32))
+
+
+def test_a_bad_prompt_is_refused_before_the_others_are_swept(tiny: Any) -> None:
+    model, read = tiny("llama"), []
+    handle = model._module.register_forward_pre_hook(lambda *_: read.append(1))
+    try:
+        with pytest.raises(ValueError, match="'' is not a text"):
+            sweep(model, [*PROMPTS, ""], Place(0, "attention"), torch.ones(1, 32))
+        assert not read
+        sweep(model, PROMPTS[:1], Place(0, "attention"), torch.ones(1, 32))
+        assert read  # the hook does see a sweep
+    finally:
+        handle.remove()
 
 
 def test_turned_up_multiplies_the_units_of_each_set() -> None:
