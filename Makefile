@@ -1,6 +1,7 @@
 # make book            execute the chapters that changed, build the site, say where it is
 # make book CHAPTER=03 the same for one chapter
 # make test            unit tests, then the book, then the tests of the book
+# make bench           time a sweep of single units against one forward pass per unit
 # make lint | notebooks | lock | clean
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ LIBRARY := $(shell find austeer data -name __pycache__ -prune -o -print 2>/dev/n
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: book test lint notebooks lock clean install
+.PHONY: book test bench lint notebooks lock clean install
 .DELETE_ON_ERROR:
 
 book: install
@@ -28,6 +29,9 @@ test: install
 	$(BIN)/python book/build.py || status=1; \
 	$(BIN)/pytest tests/book || status=1; \
 	exit $$status
+
+bench: install
+	@$(BIN)/python benchmarks/unit_sweep.py
 
 lint: .venv/.locked
 	@$(BIN)/ruff check .

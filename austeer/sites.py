@@ -33,7 +33,7 @@ class Anatomy:
         attention: path, inside a layer, of the attention output projection; its input is the `attention` site.
         down: path, inside a layer, of the FFN's down projection: its input is the `neuron` site, its output `ffn`.
         layers: how many layers there are.
-        heads: attention heads per layer; head h is the h-th of as many equal blocks of attention units.
+        heads: attention heads per layer (0: none); head h is the h-th of as many equal blocks of attention units.
         widths: units per layer of each site that the model has.
     """
 
@@ -81,7 +81,7 @@ def anatomy(model) -> Anatomy:
     if down:
         widths["neuron"], widths["ffn"] = linear_weight(block.get_submodule(down)).shape[1], hidden
     kept = {site: widths[site] for site in SITES if site in widths}
-    return Anatomy(blocks[0], attention, down, count, config.num_attention_heads, kept)
+    return Anatomy(blocks[0], attention, down, count, getattr(config, "num_attention_heads", 0), kept)
 
 
 def _projection(block: nn.Module, hidden: int, words: tuple[str, ...]) -> str | None:

@@ -38,6 +38,13 @@ def test_the_default_model_has_the_units_that_the_book_counts(model) -> None:
     found = anatomy(model)
     assert found.layers * found.widths["attention"] == found.layers * found.widths["ffn"] == 17_280
     assert found.layers * found.widths["neuron"] == 46_080
+    assert found.heads == 9
+
+
+def test_the_attention_units_of_a_head_are_as_many_as_the_model_computes(tiny, kind: str) -> None:
+    found = anatomy(tiny(kind))
+    assert found.heads == 4
+    assert found.widths["attention"] == 4 * (12 if kind == "qwen3" else 8)
 
 
 def test_places_sort_in_the_order_of_the_forward_pass() -> None:
@@ -119,5 +126,6 @@ def test_a_model_without_blocks_is_refused() -> None:
 
 def test_a_model_without_attention_says_which_sites_it_has() -> None:
     mamba = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2))
+    assert anatomy(mamba).heads == 0
     with pytest.raises(ValueError, match="no 'attention' site .* it has residual"):
         anatomy(mamba).require("attention")
