@@ -58,9 +58,11 @@ def logit_contributions(model, prompt: str, token: str, against: str | None = No
         against: split the logit of `token` minus that of this one.
 
     Raises:
-        ValueError: a text that is not one token, or a model whose blocks do not add what their units write
-            (Gemma normalises it first).
+        ValueError: a text that is not one token, a model whose weights are not here, or one whose blocks do not add
+            what their units write (Gemma normalises it first).
     """
+    if info(model).remote is True:
+        raise ValueError("The weights of a remote model are not here; use a local one to split a logit.")
     ids = [token_id(model, text) for text in (token, against) if text is not None]
     found, name = anatomy(model), _head_name(model)
     site_names = ("attention", "neuron")
@@ -207,14 +209,20 @@ def unembed(model, hidden: Tensor, tokens: Sequence[int] | None = None) -> Tenso
 
     Returns:
         (..., tokens) float32.
+
+    Raises:
+        ValueError: a model that rescales its logits in a way that is not known here.
     """
-    head = model._module.get_output_embeddings()
+    config, head = model._module.config, model._module.get_output_embeddings()
+    for name in ("logit_scale", "logits_scaling"):  # Cohere, Granite
+        if getattr(config, name, None) not in (None, 1):
+            raise ValueError(f"{info(model).id} rescales its logits ({name}); unembed() knows plain and capped ones.")
     chosen = slice(None) if tokens is None else list(tokens)
     matrix = linear_weight(head)[chosen].float()
     logits = hidden.to(matrix.device) @ matrix.T
     if getattr(head, "bias", None) is not None:
         logits = logits + head.bias[chosen].float()
-    cap = getattr(model._module.config, "final_logit_softcapping", None)  # Gemma 2
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     return (cap * torch.tanh(logits / cap) if cap else logits).cpu()
 
 
@@ -280,7 +288,7 @@ def _rows(model, last: Tensor, place: Place, factor: Tensor, cache, hidden: Tens
 
 
 def _widen(cache, rows: int):
-    """Return a copy of a one-row cache that a batch of rows may extend; the prompt's own part is shared, not copied."""
+    """Return a copy of a one-row cache that a batch of rows may extend; rows are copied as layers are reached."""
     wide = copy.copy(cache)
     if cache is not None:
         wide.layers = [copy.copy(layer) for layer in cache.layers]

@@ -1,5 +1,8 @@
-"""Steering methods, one file each; every method is fitted or given units, and is a `Steering`."""
+"""Steering methods, one file each; every method is fitted or given what was read, and is a `Steering`."""
 
 from austeer.methods.austeer import AUSteer, DirectionalAUSteer
+from austeer.methods.caa import CAA
+from austeer.methods.iti import ITI
+from austeer.methods.sadi import SADI
 
-__all__ = ["AUSteer", "DirectionalAUSteer"]
+__all__ = ["CAA", "ITI", "SADI", "AUSteer", "DirectionalAUSteer"]

@@ -1,0 +1,57 @@
+"""CAA (arXiv 2312.06681): add the mean difference of a block's output to the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from austeer.data import ContrastivePair
+from austeer.momentum import ActivationMomentum, activation_momentum
+from austeer.steering import Shift, Steering
+
+
+class CAA(Steering):
+    """Contrastive activation addition: h <- h + alpha v at one layer, v = mean of h+ - h- at the last token.
+
+    Args:
+        momentum: what was read, at site "residual" (or at another one: the block's own mean difference).
+        layer: 0-based; the vector is added to this layer's output.
+        alpha: strength; 1 adds the mean difference as it is.
+        positions: "last" (the end of the prompt and every generated token, as the paper), "all", "prompt", "generated".
+
+    Raises:
+        ValueError: a layer that the model does not have, an alpha that is not finite, or unknown positions.
+    """
+
+    def __init__(self, momentum: ActivationMomentum, layer: int, alpha: float, positions: str = "last"):
+        layers, width = momentum.mean_difference.shape
+        if layer not in range(layers):
+            raise ValueError(f"layer is {layer!r}; give a number from 0 to {layers - 1}.")
+        everywhere = torch.arange(width)
+        tensors = {
+            "layer": torch.full_like(everywhere, layer),
+            "index": everywhere,
+            "value": momentum.mean_difference[layer],
+        }
+        about = {"method": "CAA", "alpha": float(alpha), "pairs": int(momentum.pairs.sum())}
+        about |= {"template": momentum.template, "site": momentum.site, "shape": [layers, width]}
+        super().__init__([Shift(momentum.site, tensors, positions, float(alpha))], momentum.model, about)
+
+    @classmethod
+    def fit(
+        cls, model, pairs: Sequence[ContrastivePair], layer: int, alpha: float = 1.0, *, positions: str = "last",
+        template: str | None = None,
+    ) -> CAA:  # fmt: skip
+        """Read the residual stream of both sides of every pair, and return the steering.
+
+        Args:
+            model: a model from `load()`.
+            pairs: contrastive pairs.
+            layer, alpha, positions: as above.
+            template: None or "chat".
+
+        Raises:
+            ValueError: as above, and as `activation_momentum`.
+        """
+        return cls(activation_momentum(model, pairs, "residual", template=template), layer, alpha, positions)
