@@ -5,7 +5,7 @@ from importlib import import_module
 from austeer import diagnostics, methods
 from austeer.activations import collect
 from austeer.data import ContrastivePair, Prompt, load_pairs, load_prompts, load_results, split
-from austeer.evaluation import at_price, perplexity, pooled, repetition, sentiment
+from austeer.evaluation import at_price, log_probability, perplexity, pooled, repetition, sentiment
 from austeer.generation import audit, generate, steered
 from austeer.models import load
 from austeer.momentum import ActivationMomentum, AtomicUnits, activation_momentum, momentum_of
@@ -23,5 +23,5 @@ def __getattr__(name: str):
 __all__ = [
     "ActivationMomentum", "AtomicUnits", "ContrastivePair", "Prompt", "Steering", "activation_momentum", "at_price",
     "audit", "bake", "collect", "diagnostics", "generate", "load", "load_pairs", "load_prompts", "load_results",
-    "methods", "momentum_of", "perplexity", "pooled", "repetition", "sentiment", "split", "steered",
+    "log_probability", "methods", "momentum_of", "perplexity", "pooled", "repetition", "sentiment", "split", "steered",
 ]  # fmt: skip

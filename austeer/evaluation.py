@@ -10,7 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from austeer.activations import TOKENS_PER_PASS
+from austeer.generation import quiet
 from austeer.models import encode, info, token_ids
+from austeer.steering import Steering, apply
 
 
 def sentiment(texts: Sequence[str]) -> Tensor:
@@ -25,14 +27,19 @@ def sentiment(texts: Sequence[str]) -> Tensor:
 
 
 def perplexity(
-    model, texts: Sequence[str], prompts: Sequence[str] | None = None, tokens_per_pass: int = 4 * TOKENS_PER_PASS
+    model,
+    texts: Sequence[str],
+    prompts: Sequence[str] | None = None,
+    steering: Steering | None = None,
+    tokens_per_pass: int = 4 * TOKENS_PER_PASS,
 ) -> Tensor:
-    """Return each text's perplexity under the unsteered model: exp of the mean negative log-probability of its tokens.
+    """Return each text's perplexity: exp of the mean negative log-probability of its tokens.
 
     Args:
         model: a model from `load()`.
         texts: the texts, or the continuations of `prompts`.
         prompts: read before the texts but not scored; without them a text's first token is not scored.
+        steering: the model is steered while it reads; by default it is not, which is the price of a steered text.
         tokens_per_pass: bounds the memory of a pass.
 
     Returns:
@@ -41,28 +48,23 @@ def perplexity(
     Raises:
         ValueError: lists of different lengths, or a text longer than the context.
     """
-    texts = list(texts)
-    prompts = [""] * len(texts) if prompts is None else list(prompts)
-    if len(prompts) != len(texts):
-        raise ValueError(f"{len(prompts)} prompts were given for {len(texts)} texts; give one prompt per text.")
-    result = torch.full((len(texts),), torch.nan)
-    whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-    lengths = [len(token_ids(model, text)) for text in whole]
-    skipped = [
-        max(1, _shared(token_ids(model, prompt), token_ids(model, text)))
-        for prompt, text in zip(prompts, whole, strict=True)
-    ]
-    waiting = sorted((row for row in range(len(texts)) if lengths[row] > skipped[row]), key=lambda row: -lengths[row])
-    with tqdm(total=len(waiting), desc="perplexity", unit="text", leave=False) as bar:
-        while waiting:
-            fits = max(1, tokens_per_pass // lengths[waiting[0]])
-            rows, waiting = waiting[:fits], waiting[fits:]
-            batch = encode(model, [whole[row] for row in rows])
-            scored = _log_probability(model, batch)
-            for row, log_probability in zip(rows, scored, strict=True):
-                result[row] = (-log_probability[-(lengths[row] - skipped[row]) :].mean()).exp()
-            bar.update(len(rows))
-    return result
+    log_p, tokens = _scored(model, texts, prompts, steering, tokens_per_pass)
+    return (-log_p / tokens).exp()
+
+
+def log_probability(
+    model,
+    texts: Sequence[str],
+    prompts: Sequence[str] | None = None,
+    steering: Steering | None = None,
+    tokens_per_pass: int = 4 * TOKENS_PER_PASS,
+) -> Tensor:
+    """Return the log-probability of each text, all its tokens together: (texts,) float32, in nats; NaN if it has none.
+
+    The arguments are those of `perplexity`. A steering at positions "last" acts from the prompt's last token on, at
+    "generated" on the text's own tokens, as it would while they are generated.
+    """
+    return _scored(model, texts, prompts, steering, tokens_per_pass)[0]
 
 
 def pooled(perplexities: Tensor) -> float:
@@ -112,10 +114,69 @@ def _shared(prompt: list[int], whole: list[int]) -> int:
     return next((place for place, (one, other) in pairs if one != other), min(len(prompt), len(whole)))
 
 
-def _log_probability(model, batch: dict[str, Tensor]) -> Tensor:
-    """Return (texts, tokens - 1) float32: log p of each token but the first, given those before it."""
-    with torch.no_grad(), model.trace(batch, use_cache=False, remote=info(model).remote):
-        logits = model.output.logits[:, :-1].float()
-        chosen = logits.gather(-1, batch["input_ids"][:, 1:, None].to(logits.device)).squeeze(-1)
-        log_probability = (chosen - logits.logsumexp(-1)).cpu().save()
+def _scored(
+    model, texts: Sequence[str], prompts: Sequence[str] | None, steering: Steering | None, tokens_per_pass: int
+) -> tuple[Tensor, Tensor]:
+    """Return (texts,) log-probability and (texts,) number of tokens, both NaN where there is no token to score."""
+    texts = list(texts)
+    prompts = [""] * len(texts) if prompts is None else list(prompts)
+    if len(prompts) != len(texts):
+        raise ValueError(f"{len(prompts)} prompts were given for {len(texts)} texts; give one prompt per text.")
+    if steering is not None:
+        steering.check(model)
+    rows = []  # for each text: its number, the tokens that are only read, those that are scored
+    whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    for number, (prompt, text) in enumerate(zip(prompts, whole, strict=True)):
+        ids = token_ids(model, text)
+        read = max(1, _shared(token_ids(model, prompt), ids))
+        if len(ids) > read:
+            rows.append((number, ids[:read], ids[read:]))
+    if rows:
+        encode(model, [whole[number] for number, *_ in rows])  # a text that is too long fails before the others run
+    rows.sort(key=lambda row: (-len(row[1]) - len(row[2]), -len(row[1])))
+    result = torch.full((2, len(texts)), torch.nan)
+    with tqdm(total=len(rows), desc="scoring", unit="text", leave=False) as bar:
+        while rows:
+            fits = 1
+            while fits < len(rows) and (fits + 1) * sum(map(_longest, _sides(rows[: fits + 1]))) <= tokens_per_pass:
+                fits += 1
+            part, rows = rows[:fits], rows[fits:]
+            log_p = _log_probability(model, *_sides(part), steering)
+            for (number, _, scored), row in zip(part, log_p, strict=True):
+                result[:, number] = torch.tensor([row[: len(scored)].sum(), len(scored)])
+            bar.update(fits)
+    return result[0], result[1]
+
+
+def _sides(rows: list[tuple[int, list[int], list[int]]]) -> tuple[list[list[int]], list[list[int]]]:
+    return [row[1] for row in rows], [row[2] for row in rows]
+
+
+def _longest(side: list[list[int]]) -> int:
+    return max(map(len, side))
+
+
+def _log_probability(model, read: list[list[int]], scored: list[list[int]], steering: Steering | None) -> Tensor:
+    """Return (texts, longest scored) float32: log p of each scored token, given those before it.
+
+    The prompts are padded on the left and the texts on the right, so that all prompts end in the same column.
+    """
+    prompt, answer, pad = _longest(read), _longest(scored), model.tokenizer.pad_token_id
+    ids, real = [], []
+    for one, other in zip(read, scored, strict=True):
+        left, right = prompt - len(one), answer - len(other)
+        ids.append([pad] * left + one + other + [pad] * right)
+        real.append([0] * left + [1] * (len(one) + len(other)) + [0] * right)
+    mask = torch.tensor(real)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # models with learned positions must not count padding
+    batch = {"input_ids": torch.tensor(ids), "attention_mask": mask, "position_ids": positions}
+    operators = () if steering is None else steering.operators
+    with torch.no_grad(), quiet(), model.trace(use_cache=False, remote=info(model).remote) as tracer:
+        with tracer.invoke(batch):
+            if operators:
+                apply(model, tracer, [(slice(None), operators)], prompt)
+        with tracer.invoke():
+            logits = model.output.logits[:, prompt - 1 : -1].float()
+            chosen = logits.gather(-1, batch["input_ids"][:, prompt:, None].to(logits.device)).squeeze(-1)
+            log_probability = (chosen - logits.logsumexp(-1)).cpu().save()
     return log_probability

@@ -102,7 +102,7 @@ def steered(model, steering: Steering) -> Iterator:
         apply(copied, tracer, [(slice(None), steering.operators)])
     copied._remote_backend = _refuse_remote  # a request would not carry the steps of the edit
     try:
-        with _quiet():
+        with quiet():
             yield copied
     finally:
         copied.clear_edits()
@@ -150,7 +150,7 @@ def audit(model, steering: Steering, prompt: str, *, max_new_tokens: int = 8, te
     batch = encode(model, apply_template(model, [prompt], template))
     places = sorted({p for o in steering.operators for p in o.writes()}, key=lambda place: place.order)
     steps = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens, "do_sample": False}
-    with torch.no_grad(), _quiet(), model.generate(**steps, remote=info(model).remote) as tracer:
+    with torch.no_grad(), quiet(), model.generate(**steps, remote=info(model).remote) as tracer:
         with tracer.invoke(batch):
             before = [].save()
             _record(model, tracer, places, before)
@@ -187,7 +187,7 @@ def _run(model, batch, parts, bar: tqdm, repetition_penalty: float, options: dic
         options["logits_processor"] = LogitsProcessorList([penalty, *options.get("logits_processor", [])])
     if not remote:
         options["streamer"] = _Ticks(bar, len(batch["input_ids"]))
-    with torch.no_grad(), _quiet(), model.generate(**options, remote=remote) as tracer:
+    with torch.no_grad(), quiet(), model.generate(**options, remote=remote) as tracer:
         with tracer.invoke(batch):
             if parts:
                 apply(model, tracer, parts)
@@ -239,7 +239,7 @@ class _Ticks(BaseStreamer):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the one warning that an open `tracer.iter` gives by design: the loop asks for a step after the last."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)

@@ -30,15 +30,14 @@ class Pass:
 
     Args:
         step: 0 for the pass over the prompt, then one per generated token.
-        tokens: how many tokens this pass computes.
-        prompt: how many tokens the prompts have, padding included.
-        real: (texts, tokens) bool, False on padding.
+        seen: how many columns the run has at the end of this pass.
+        prompt: how many of them are the prompts', padding included.
+        real: (texts, tokens) bool, False on padding; the last of these columns, as many as the pass computes.
     """
 
-    def __init__(self, step: int, tokens: int, prompt: int, real: Tensor):
-        self.step, self.tokens, self.prompt, self.real = step, tokens, prompt, real
-        first = prompt + step - tokens  # one token is added per step, with or without a cache
-        self.columns = torch.arange(first, prompt + step, device=real.device)
+    def __init__(self, step: int, seen: int, prompt: int, real: Tensor):
+        self.step, self.prompt, self.real = step, prompt, real
+        self.columns = torch.arange(seen - real.shape[1], seen, device=real.device)
 
     def mask(self, positions: str) -> Tensor:
         """Return (texts, tokens) bool: where an operator with these positions writes; padding is never touched."""
@@ -264,7 +263,9 @@ class Steering:
             raise ValueError(f"{path} is not a steering that this austeer ({_version()}) can read: {error}.") from error
 
 
-def apply(model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator]]]) -> None:
+def apply(
+    model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator]]], prompt: int | None = None
+) -> None:
     """Steer every pass of a run: call it in the body of a trace, an edit, or `generate`.
 
     In nnsight an edit in the plain body reaches the first pass only, so the passes are walked with `tracer.iter`. The
@@ -275,6 +276,8 @@ def apply(model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator
         tracer: what the trace's `with` statement gave.
         parts: which rows of the batch (`slice(None)` for all) which operators steer. Operators, not steerings: on a
             remote model what is named here travels with the request, class and all.
+        prompt: how many columns of the first pass are the prompts'; all of them by default. Texts that are scored hold
+            their answers, too: those columns count as generated.
     """
     sites = Sites(model)
     acting = [(rows, operator, {}) for rows, operators in parts for operator in operators]
@@ -284,20 +287,21 @@ def apply(model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator
     )
     readers = {place: [part for part in acting if place in part[1].reads()] for place in places}
     writers = {place: [part for part in acting if place in part[1].writes()] for place in places}
-    prompt = None
+    width = None
     for step in tracer.iter[:]:
         positional, named = model.inputs
         ids = named["input_ids"] if "input_ids" in named else positional[0]
         tokens, mask = ids.shape[1], named.get("attention_mask")
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -tokens:].bool()
-        prompt = prompt or tokens
+        width = width or tokens  # one column is added per step, with or without a cache
+        seen, prompts = width + step, prompt or width
         for place in places:
             x = sites.read(place)
             for rows, operator, state in readers[place]:
-                operator.observe(place, x[rows], Pass(step, tokens, prompt, real[rows]), state)
+                operator.observe(place, x[rows], Pass(step, seen, prompts, real[rows]), state)
             delta = None
             for rows, operator, state in writers[place]:
-                now = Pass(step, tokens, prompt, real[rows])
+                now = Pass(step, seen, prompts, real[rows])
                 part = operator.displacement(place, x[rows], now, state) * operator.strength
                 if delta is None:
                     delta = torch.zeros(x.shape, dtype=part.dtype, device=x.device)

@@ -35,6 +35,46 @@ def test_without_a_prompt_the_first_token_is_not_scored(model: Any, twin: Any) -
     )
 
 
+@pytest.mark.parametrize("positions", ["all", "prompt", "last", "generated"])
+def test_a_text_is_scored_under_a_steering_as_under_hooks(
+    tiny: Any, twin: Any, hooked: Any, some_units: Any, kind: str, positions: str
+) -> None:
+    model = tiny(kind)
+    prompts = ["The soup was", "At", "Late in the evening of that day, she"]
+    texts = [" warm and thick, and", " noon my brother came home from school, tired.", " left us"]
+    units = some_units(model, "attention", size=3.0)
+    steering = au.methods.DirectionalAUSteer(units, alpha=2.0, positions=positions)
+    found = au.log_probability(model, texts, prompts, steering)
+    assert (found - au.log_probability(model, texts, prompts)).abs().min() > 1e-3
+    for value, prompt, text in zip(found, prompts, texts, strict=True):
+        ids, head = (model.tokenizer(t).input_ids for t in (prompt + text, prompt))
+        columns = {
+            "all": slice(None), "prompt": slice(len(head)), "last": slice(len(head) - 1, None),
+            "generated": slice(len(head), None),
+        }[positions]  # fmt: skip
+        edits = {}
+        for layer in set(units.layer.tolist()):
+            here = units.layer == layer
+
+            def push(x: torch.Tensor, here: torch.Tensor = here, columns: slice = columns) -> torch.Tensor:
+                x = x.clone()
+                x[:, columns, units.index[here]] += 2.0 * units.mean_difference[here]
+                return x
+
+            edits[layer, "attention"] = push
+        with hooked(twin(model), edits):
+            log_p = twin(model)(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = sum(log_p[place - 1, ids[place]] for place in range(len(head), len(ids)))
+        assert value.item() == pytest.approx(expected.item(), abs=2e-3)
+
+
+def test_perplexity_is_the_mean_of_the_log_probability(model: Any) -> None:
+    prompts, texts = ["The soup was"], [" warm and thick."]
+    tokens = len(model.tokenizer(prompts[0] + texts[0]).input_ids) - len(model.tokenizer(prompts[0]).input_ids)
+    log_p = au.log_probability(model, texts, prompts)
+    assert au.perplexity(model, texts, prompts).item() == pytest.approx((-log_p / tokens).exp().item(), rel=1e-5)
+
+
 def test_batches_do_not_change_perplexity_and_nothing_to_score_is_nan(model: Any) -> None:
     texts = ["The soup was warm.", "a", "My brother came home from school, tired and late."]
     one = au.perplexity(model, texts, tokens_per_pass=1)

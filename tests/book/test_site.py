@@ -199,7 +199,9 @@ def test_page_opens_without_errors_and_fits_a_phone(page, site, browser):
     )
     tab.goto(site + page, wait_until="load")
     widths = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    displays = tab.evaluate("[...document.querySelectorAll('div.math')].map(box => getComputedStyle(box).display)")
     context.close()
+    assert "flex" not in displays, "a centred equation that is wider than a phone loses its left part"
     # Without a network there is no require.js, which the page's widgets ask for.
     errors = [error for error in errors if "require is not defined" not in error and "requirejs" not in error]
     assert errors == []
