@@ -1,27 +1,17 @@
 """The rules that the hand-written sentiment pairs and the neutral openings keep (see data/README.md)."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations
-from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+from written_sets import DATA, Row, four_grams, masked, read_rows, words
 
-DATA = Path(__file__).parents[1] / "data"
 SIDES = ("positive", "negative")
 TOPICS, PAIRS_PER_TOPIC, OPENINGS_PER_TOPIC = 48, 8, 4
-
-Row = dict[str, str]
-
-
-def read_rows(name: str) -> list[Row]:
-    """The rows of one JSON Lines file, in file order."""
-    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
-
 
 PAIRS = read_rows("sentiment.jsonl")
 OPENINGS = read_rows("openings.jsonl")
@@ -31,34 +21,6 @@ VADER = SentimentIntensityAnalyzer()
 def compound(text: str) -> float:
     """VADER's mood score of a text, from -1 (negative) to 1 (positive); 0 is neutral."""
     return VADER.polarity_scores(text)["compound"]
-
-
-def words(text: str) -> list[str]:
-    """The words of a text; an apostrophe, hyphen or point inside a word or a number belongs to it."""
-    return re.findall(r"\w+(?:['’.-]\w+)*", text)
-
-
-def masked(text: str) -> list[str]:
-    """Words in lower case, with numbers as N and capitalised words that do not open a sentence as X."""
-    tokens, opens = [], True
-    for token in re.findall(r"\w+(?:['’.-]\w+)*|[.!?:\"“”]", text):
-        if not token[0].isalnum():
-            opens = True
-            continue
-        if token[0].isdigit():
-            tokens.append("N")
-        elif token[0].isupper() and not opens:
-            tokens.append("X")
-        else:
-            tokens.append(token.lower())
-        opens = False
-    return tokens
-
-
-def four_grams(text: str) -> set[tuple[str, ...]]:
-    """All 4-word sequences of a text, masked."""
-    tokens = masked(text)
-    return {tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)}
 
 
 def too_many(items: Iterable[object], share: float) -> dict[object, int]:
