@@ -31,7 +31,7 @@ test: install
 	exit $$status
 
 bench: install
-	@$(BIN)/python benchmarks/unit_sweep.py
+	@$(BIN)/python bench/unit_sweep.py
 
 lint: .venv/.locked
 	@$(BIN)/ruff check .

@@ -171,6 +171,9 @@ def check_discoveries(discoveries: Callable[[Tensor, float], Tensor]) -> Verdict
     stepped = discoveries(torch.tensor([0.021, 0.022, 0.024]), 0.025)
     if stepped.tolist() != [True, True, True]:
         return Verdict(False, "p = 0.021, 0.022, 0.024 at q = 0.025 all pass: look for the LARGEST rank below its bar.")
+    nothing = _call(discoveries, torch.tensor([0.5, 0.7, 0.6]), 0.05)
+    if isinstance(nothing, Verdict) or nothing.any():
+        return Verdict(False, "where no p value is below its bar, nothing is kept: return all False.")
     return Verdict(True, "the largest rank below its bar, and everything before it.")
 
 

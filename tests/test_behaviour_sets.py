@@ -71,6 +71,19 @@ def test_no_wording_recurs(rows: list[Row], side: str) -> None:
     assert not near_copies([text(row, side) for row in rows], 0.8)
 
 
+def test_requests_are_30_each_of_56_topics_short_and_all_different() -> None:
+    rows = read_rows("requests.jsonl")
+    topics, prompts = [row["topic"] for row in rows], [row["prompt"] for row in rows]
+    assert all(set(row) == {"prompt", "topic"} and row["prompt"] == row["prompt"].strip() for row in rows)
+    assert topics == sorted(topics)
+    assert set(Counter(topics).values()) == {30}
+    assert len(rows) == 1680
+    assert not [prompt for prompt in prompts if not 3 <= len(words(prompt)) <= 22]
+    assert len({prompt.lower() for prompt in prompts}) == len(prompts)
+    assert not frequent([tuple(masked(prompt)[:4]) for prompt in prompts], 0.02)
+    assert not near_copies(prompts, 0.7)
+
+
 def test_the_data_card_names_the_sets_with_their_measured_lengths() -> None:
     card = " ".join((DATA / "README.md").read_text(encoding="utf-8").split())
     for name in BEHAVIOURS:

@@ -103,6 +103,11 @@ def each_below_its_own_bar(p: torch.Tensor, q: float) -> torch.Tensor:
     return p <= rank / len(p) * q
 
 
+def discoveries_or_crash(p: torch.Tensor, q: float) -> torch.Tensor:
+    below = p.sort().values <= torch.arange(1, len(p) + 1) / len(p) * q
+    return p <= p.sort().values[below.nonzero().max()]
+
+
 def curse(choice: torch.Tensor, report: torch.Tensor, k: int) -> tuple[float, float]:
     best = choice.mean(0).topk(k).indices
     return choice[:, best].mean().item(), report[:, best].mean().item()
@@ -149,6 +154,7 @@ WRONG = [
     ),
     (exercises.check_discoveries, lambda p, q: p <= q / len(p), "Bonferroni"),
     (exercises.check_discoveries, lambda p, q: p <= q, "each test alone"),
+    (exercises.check_discoveries, discoveries_or_crash, "all False"),
     (exercises.check_discoveries, each_below_its_own_bar, "LARGEST"),
     (exercises.check_discoveries, lambda p, q: discoveries(p, q).nonzero().flatten(), "boolean"),
     (exercises.check_curse, curse_chosen_twice, "chooses again"),

@@ -1,7 +1,7 @@
 """Time `sweep` on every attention unit of one layer against the plain way, and compare what both say.
 
-    python benchmarks/unit_sweep.py        # or: make bench
-    python benchmarks/unit_sweep.py --all  # the plain way for every unit, not for a sample
+    python bench/unit_sweep.py        # or: make bench
+    python bench/unit_sweep.py --all  # the plain way for every unit, not for a sample
 
 The plain way is transformers with a hook: for each unit one forward pass of all prompts as one padded batch. It is
 timed on a few units, after a warm-up, and multiplied. Exit status 1 if the two disagree.
