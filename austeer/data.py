@@ -151,11 +151,7 @@ def _own(name: str, kind: str = ".") -> Path:
 def _file_rows(path: Path) -> Iterator[tuple[int, dict]]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give the path of a .jsonl file.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}).") from error
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_file_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -165,6 +161,13 @@ def _file_rows(path: Path) -> Iterator[tuple[int, dict]]:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, row {number}: a {type(row).__name__}, not an object with named fields.")
         yield number, row
+
+
+def _file_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}).") from error
 
 
 def _hub_rows(name: str) -> Iterator[tuple[int, dict]]:
