@@ -36,7 +36,7 @@ def check_swing(swing: Callable[[list[str], list[str]], float]) -> Verdict:
     found = _call(swing, happy, sad)
     if isinstance(found, Verdict):
         return found
-    from austeer.evaluation import sentiment
+    from austeer.scoring import sentiment
 
     plus, minus = sentiment(happy).mean().item(), sentiment(sad).mean().item()
     if not isinstance(found, (float, int, Tensor)) or (isinstance(found, Tensor) and found.numel() != 1):

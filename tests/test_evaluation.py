@@ -1,133 +1,132 @@
-"""Scores against hand-computed values; perplexity against the plain model."""
+"""Reports: scores against hand-made answers, intervals and paired tests against known cases."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 import austeer as au
+from austeer import evaluation
+from austeer.benchmarks import Item
+from austeer.tasks import Task
+
+SURE = Item("The sky is", (" blue",), (" seven",), "a")
 
 
-def test_sentiment_has_the_sign_of_the_mood() -> None:
-    happy, flat, sad, empty = au.sentiment(["I love this wonderful day!", "The table.", "I hate this awful mess.", ""])
-    assert happy > 0.5 > 0 == flat == empty > sad
+def task(kind: str, *items: Item) -> Task:
+    return Task("by hand", kind, list(items), "here", "No split.")
 
 
-def by_hand(module: Any, ids: list[int], scored: int) -> float:
-    with torch.no_grad():
-        log_p = module(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    chosen = [log_p[position - 1, ids[position]] for position in range(len(ids) - scored, len(ids))]
-    return torch.stack(chosen).mean().neg().exp().item()
+def report(score: list[float], items: list[Item] | None = None) -> au.Report:
+    items = items or [Item(f"question {number}", (" a",), (" b",), "g") for number in range(len(score))]
+    return au.Report(task("choice", *items), "m", "none", {"accuracy": torch.tensor(score)}, 0.5)
 
 
-def test_perplexity_is_that_of_the_continuation_given_the_prompt(model: Any, twin: Any) -> None:
-    prompts, texts = ["The soup was", "At noon"], [" warm and thick.", " my brother came home from school, tired."]
-    found = au.perplexity(model, texts, prompts)
-    for value, prompt, text in zip(found, prompts, texts, strict=True):
-        ids, head = (model.tokenizer(t).input_ids for t in (prompt + text, prompt))
-        assert value.item() == pytest.approx(by_hand(twin(model), ids, len(ids) - len(head)), rel=1e-3)
+@pytest.fixture
+def spoken(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the model say given texts, and gives its continuations given log-probabilities."""
+
+    def say(texts: list[str], log_p: dict[str, float] | None = None) -> None:
+        monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_, **__: texts[: len(prompts)])
+        monkeypatch.setattr(evaluation, "price", lambda *_: {})
+        if log_p:
+            monkeypatch.setattr(
+                evaluation, "log_probability",
+                lambda model, texts, prompts, steering: torch.tensor(
+                    [log_p[prompt + text] for prompt, text in zip(prompts, texts, strict=True)]
+                ),
+            )  # fmt: skip
+
+    return say
 
 
-def test_without_a_prompt_the_first_token_is_not_scored(model: Any, twin: Any) -> None:
-    ids = model.tokenizer("The soup was warm.").input_ids
-    assert au.perplexity(model, ["The soup was warm."]).item() == pytest.approx(
-        by_hand(twin(model), ids, len(ids) - 1), rel=1e-3
-    )
+def test_the_likeliest_continuation_wins_and_the_margin_says_by_how_much(tiny: Any, spoken: Any) -> None:
+    items = [Item("p", (" a", " b"), (" c",), "g"), Item("q", (" a",), (" c",), "g")]
+    spoken([" b", "x"], {"p a": -5.0, "p b": -1.0, "p c": -2.0, "q a": -3.0, "q c": -1.0})
+    found = au.evaluate(tiny("llama"), task("choice", *items))
+    assert found.scores["accuracy"].tolist() == [1.0, 0.0]
+    assert found.scores["margin"].tolist() == [1.0, -2.0]
+    assert found.scores["right first token"].tolist() == [1.0, 0.0]
+    assert "calibrated accuracy" not in found.scores  # the items have different labels
+    assert found.chance == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
-@pytest.mark.parametrize("positions", ["all", "prompt", "last", "generated"])
-def test_a_text_is_scored_under_a_steering_as_under_hooks(
-    tiny: Any, twin: Any, hooked: Any, some_units: Any, kind: str, positions: str
-) -> None:
-    model = tiny(kind)
-    prompts = ["The soup was", "At", "Late in the evening of that day, she"]
-    texts = [" warm and thick, and", " noon my brother came home from school, tired.", " left us"]
-    units = some_units(model, "attention", size=3.0)
-    steering = au.methods.DirectionalAUSteer(units, alpha=2.0, positions=positions)
-    found = au.log_probability(model, texts, prompts, steering)
-    assert (found - au.log_probability(model, texts, prompts)).abs().min() > 1e-3
-    for value, prompt, text in zip(found, prompts, texts, strict=True):
-        ids, head = (model.tokenizer(t).input_ids for t in (prompt + text, prompt))
-        columns = {
-            "all": slice(None), "prompt": slice(len(head)), "last": slice(len(head) - 1, None),
-            "generated": slice(len(head), None),
-        }[positions]  # fmt: skip
-        edits = {}
-        for layer in set(units.layer.tolist()):
-            here = units.layer == layer
-
-            def push(x: torch.Tensor, here: torch.Tensor = here, columns: slice = columns) -> torch.Tensor:
-                x = x.clone()
-                x[:, columns, units.index[here]] += 2.0 * units.mean_difference[here]
-                return x
-
-            edits[layer, "attention"] = push
-        with hooked(twin(model), edits):
-            log_p = twin(model)(torch.tensor([ids])).logits[0].log_softmax(-1)
-        expected = sum(log_p[place - 1, ids[place]] for place in range(len(head), len(ids)))
-        assert value.item() == pytest.approx(expected.item(), abs=2e-3)
+def test_calibration_takes_off_what_a_label_gets_everywhere(tiny: Any, spoken: Any) -> None:
+    items = [Item("p", (" yes",), (" no",), "g"), Item("q", (" no",), (" yes",), "g")]
+    spoken(["", ""], {"p yes": -1.0, "p no": -4.0, "q yes": -2.0, "q no": -3.0})  # "yes" is liked, less so after q
+    found = au.evaluate(tiny("llama"), task("choice", *items))
+    assert found.scores["accuracy"].tolist() == [1.0, 0.0]
+    assert found.scores["calibrated accuracy"].tolist() == [1.0, 1.0]
 
 
-def test_perplexity_is_the_mean_of_the_log_probability(model: Any) -> None:
-    prompts, texts = ["The soup was"], [" warm and thick."]
-    tokens = len(model.tokenizer(prompts[0] + texts[0]).input_ids) - len(model.tokenizer(prompts[0]).input_ids)
-    log_p = au.log_probability(model, texts, prompts)
-    assert au.perplexity(model, texts, prompts).item() == pytest.approx((-log_p / tokens).exp().item(), rel=1e-5)
+def test_several_right_answers_share_their_probability(tiny: Any, spoken: Any) -> None:
+    spoken([], {"p a": math.log(0.2), "p b": math.log(0.1), "p c": math.log(0.3)})
+    found = au.evaluate(tiny("llama"), task("multiple", Item("p", (" a", " b"), (" c",), "g")))
+    assert found.mean() == pytest.approx(0.5)
 
 
-def test_batches_do_not_change_perplexity_and_nothing_to_score_is_nan(model: Any) -> None:
-    texts = ["The soup was warm.", "a", "My brother came home from school, tired and late."]
-    one = au.perplexity(model, texts, tokens_per_pass=1)
-    assert torch.allclose(one, au.perplexity(model, texts), rtol=1e-3, equal_nan=True)
-    assert one.isnan().tolist() == [False, True, False]
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (" 3 and 4 make 7.", 1.0), (" It is 7 apples\n\nQuestion: what is 8?", 1.0), (" 7,000", 0.0), (" seven", 0.0),
+        (" 7.0", 1.0), (" -7", 0.0), (" 7 or 8", 0.0),
+    ],
+)  # fmt: skip
+def test_the_last_number_of_the_answer_counts(tiny: Any, spoken: Any, text: str, right: float) -> None:
+    spoken([text])
+    assert au.evaluate(tiny("llama"), task("number", Item("p", ("7",), (), "g"))).mean() == right
 
 
-def test_plain_text_is_likelier_than_shuffled_words(model: Any) -> None:
-    plain, shuffled = au.perplexity(model, ["The cat sat on the mat.", "mat The the on sat cat."])
-    assert plain < shuffled
+def test_refusals_and_hostile_words_are_found_by_what_is_written_down(tiny: Any, spoken: Any) -> None:
+    items = [Item(text, (), (), "g") for text in "abcd"]
+    spoken([" I'm sorry, but no.", " Sure, here is a plan.", " I cannot do that.", " You can bake it."])
+    assert au.evaluate(tiny("llama"), task("refusal", *items)).scores["refused (by phrases)"].tolist() == [1, 0, 1, 0]
+    spoken([" a murder most foul", " a lovely day", " we hate this", " tables"])
+    assert au.evaluate(tiny("llama"), task("toxicity", *items)).scores["hostile words (proxy)"].tolist() == [1, 0, 1, 0]
 
 
-def test_a_text_is_scored_where_its_first_token_swallows_the_prompts_last_space(model: Any, twin: Any) -> None:
-    # "was " ends in a token for the space, "was warm" has none: counting the prompt's tokens would skip the text.
-    ids = model.tokenizer("The soup was warm").input_ids
-    assert len(ids) == len(model.tokenizer("The soup was ").input_ids)
-    assert au.perplexity(model, ["warm"], ["The soup was "]).item() == pytest.approx(
-        by_hand(twin(model), ids, 1), rel=1e-3
-    )
+def test_a_text_is_scored_up_to_a_limit(model: Any) -> None:
+    long = "The soup was warm and thick. " * 200
+    found = au.evaluate(model, task("text", Item(long, (), (), "g")))
+    ids = model.tokenizer(long).input_ids[: evaluation.TEXT_TOKENS]
+    assert found.mean() == pytest.approx(au.perplexity(model, [model.tokenizer.decode(ids)]).item(), rel=1e-4)
 
 
-def test_lists_of_other_lengths_are_refused(model: Any) -> None:
-    with pytest.raises(ValueError, match="1 prompts were given for 2 texts"):
-        au.perplexity(model, ["a b", "c d"], ["x"])
+def test_a_steering_reaches_every_score_and_is_paid_for(model: Any) -> None:
+    pairs = au.split(au.load_pairs("sentiment")).train[:24]
+    loud = au.methods.CAA.fit(model, pairs, layer=20, alpha=20.0)
+    plain, steered = (au.evaluate(model, task("choice", SURE, SURE), steering) for steering in (None, loud))
+    assert plain.mean() == 1.0
+    assert plain.price["perplexity"] == pytest.approx(1.0, abs=1e-6)
+    assert steered.price["perplexity"] > 1.5
+    assert not torch.equal(plain.scores["margin"], steered.scores["margin"])
+    assert "CAA" in repr(steered)
+    assert "No split." in repr(steered)
 
 
-def test_a_rehearsal_of_ndif_gives_the_same_perplexity(tiny: Any) -> None:
-    here, there = (au.perplexity(tiny("llama", remote=remote), ["one two three"]) for remote in (False, "local"))
-    assert torch.equal(here, there)
+def test_intervals_hold_the_mean_and_narrow_with_more_items() -> None:
+    few, many = report([0.0, 1.0] * 10), report([0.0, 1.0] * 200)
+    (a, b), (c, d) = few.interval(), many.interval()
+    assert a < 0.5 < b
+    assert c < 0.5 < d
+    assert d - c < (b - a) / 2
+    assert report([1.0] * 5).interval() == (1.0, 1.0)
 
 
-def test_pooled_is_the_geometric_mean_and_leaves_nan_out() -> None:
-    assert au.pooled(torch.tensor([2.0, 8.0, torch.nan])) == pytest.approx(4)
+def test_a_gain_is_paired_and_tested_exactly() -> None:
+    base, better = report([0.0] * 10 + [1.0] * 10), report([1.0] * 6 + [0.0] * 4 + [1.0] * 10)
+    found = better.gain_over(base)
+    assert found["gain"] == pytest.approx(0.3)
+    assert found["p"] == pytest.approx(2 * 0.5**6)
+    assert found["low"] > 0
+    assert better.gain_over(better)["p"] == 1.0
 
 
-def test_repetition_counts_n_grams_seen_before() -> None:
-    found = au.repetition(["a b c a b c", "a b c d", "A B a b", "a", ""])
-    assert found.tolist() == pytest.approx([0.25, 0, 0, 0, 0])
-    assert au.repetition(["a a a a"], n=1).tolist() == pytest.approx([0.75])
+def test_reports_on_other_items_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="other items"):
+        report([1.0, 0.0]).gain_over(report([1.0, 0.0], [SURE, SURE]))
 
 
-def test_the_effect_at_a_price_is_interpolated() -> None:
-    assert au.at_price([0, 1, 2], [1, 1.4, 1.8], 1.5) == pytest.approx(1.25)
-    assert au.at_price([0, 1], [1, 1.5], 1.5) == pytest.approx(1)
-    assert au.at_price([0, 1, 5], [1, 2, 1.2], 1.5) == pytest.approx(0.5)  # where it is reached first
-
-
-def test_a_sweep_that_starts_at_the_price_has_the_effect_of_its_start() -> None:
-    assert au.at_price([0.5, 1], [1.5, 1.8], 1.5) == pytest.approx(0.5)
-    assert au.at_price([0.5, 1], [1.5, 1.5], 1.5) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(("prices", "says"), [([2, 3], "must start below"), ([1, 1.2], "ends at 1.2"), ([], "start")])
-def test_a_sweep_that_misses_the_price_is_refused(prices: list[float], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        au.at_price([0, 1][: len(prices)], prices, 1.5)
+def test_a_report_escapes_markup() -> None:
+    assert "<b>" not in au.Report(task("choice", SURE), "<b>", "<b>", {"accuracy": torch.ones(1)}, 0.5)._repr_html_()
