@@ -86,8 +86,8 @@ def main() -> None:
 
 
 def _by_choice(sets: dict, values: torch.Tensor) -> dict[str, list]:
-    """One list per choice, in the order of the strengths; four decimals."""
-    rounded = [[round(v, 4) for v in row] if isinstance(row, list) else round(row, 5) for row in values.tolist()]
+    """One list per choice, in the order of the strengths."""
+    rounded = [[round(v, 3) for v in row] if isinstance(row, list) else round(row, 5) for row in values.tolist()]
     return {name: rounded[n * len(STRENGTHS) : (n + 1) * len(STRENGTHS)] for n, name in enumerate(sets)}
 
 
