@@ -115,6 +115,8 @@ def effect_against_price(
     figure, axes = _axes(4.0)
     marks, labelled = iter("osv^DPX*" * 3), False
     for name, (effects, own) in curves.items():
+        if scale == "log":  # strength 0 costs nothing, which such an axis does not have
+            effects, own = zip(*((e, p) for e, p in zip(effects, own, strict=True) if p > 0), strict=True)
         if name.startswith("random"):
             axes.plot(own, effects, color=CHANCE, lw=1, label=None if labelled else "random units, ten draws")
             labelled = True

@@ -73,3 +73,10 @@ def test_the_forest_has_its_first_row_on_top_and_its_intervals_where_they_belong
     assert axes.get_yticks()[0] > axes.get_yticks()[1]
     bars = axes.collections[0].get_segments()
     assert [segment[:, 0].tolist() for segment in bars] == [[0.5, 2.0], [-3.0, 0.0]]
+
+
+def test_strength_0_has_no_place_on_a_logarithmic_axis_of_prices() -> None:
+    curves = {"20 units": ([0.0, 0.5, 1.0], [0.0, 0.1, 1.0])}
+    for scale, first in (("linear", 0.0), ("log", 0.1)):
+        axes = plots.effect_against_price(curves, price=0.1, prices=(0.01, 1.0), scale=scale).axes[0]
+        assert axes.lines[0].get_xdata()[0] == first
