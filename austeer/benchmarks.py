@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from austeer.data import _file_rows, _file_text
+from austeer.data import file_rows, file_text, text_hash
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,6 @@ def read(name: str) -> tuple[str, list[Item]]:
     return source, [item for place, row in rows if (item := _at(place, BENCHMARKS[name].item, row))]
 
 
-def fingerprint(text: str) -> int:
-    """Return a whole number that follows from the text alone."""
-    return int.from_bytes(sha256(text.encode()).digest()[:8], "big")
-
-
 def _at(place: str, make: Callable[[dict], Any], row: dict) -> Any:
     try:
         return make(row)
@@ -76,7 +70,7 @@ def _disk_rows(name: str, directory: Path) -> Iterator[tuple[str, dict]]:
         raise FileNotFoundError(f"{', '.join(absent)} not found; AUSTEER_DATA must hold all files of {name!r}.")
     categories: dict[str, str] = {}
     for path in paths:
-        read = {".csv": _csv_rows, ".txt": _articles}.get(path.suffix, _file_rows)
+        read = {".csv": _csv_rows, ".txt": _articles}.get(path.suffix, file_rows)
         for number, row in read(path):
             place = f"{path}, row {number}"
             if path.name == "TruthfulQA.csv":
@@ -105,7 +99,7 @@ def _hub_rows(name: str) -> tuple[str, Iterator[tuple[str, dict]]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    reader = csv.DictReader(io.StringIO(_file_text(path), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(file_text(path), newline=""), strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():
@@ -117,7 +111,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
 
 def _articles(path: Path) -> Iterator[tuple[int, dict]]:
     """Cut a WikiText file at its titles: lines like " = Title = " between blank ones."""
-    lines = ["", *_file_text(path).split("\n"), ""]
+    lines = ["", *file_text(path).split("\n"), ""]
     titles = [
         row
         for row in range(1, len(lines) - 1)
@@ -216,7 +210,7 @@ def _gsm8k(row: dict) -> Item:
 
 def _truthfulqa(row: dict, targets: str) -> Item:
     question, answers = _field(row, "question"), _field(row, targets, dict)
-    shuffled = sorted(answers, key=lambda answer: fingerprint(question + answer))
+    shuffled = sorted(answers, key=lambda answer: text_hash(question + answer))
     right, wrong = (tuple(f" {text}" for text in shuffled if answers[text] == side) for side in (True, False))
     if not (right and wrong):
         raise ValueError(f"The field {targets!r} has {len(right)} right, {len(wrong)} wrong answers; give both kinds.")

@@ -93,7 +93,7 @@ def load_results(name: str) -> list[dict]:
     Raises:
         ValueError: unknown results; the message lists those there are.
     """
-    return [row for _, row in _file_rows(_own(name, "results"))]
+    return [row for _, row in file_rows(_own(name, "results"))]
 
 
 def split(items: Sequence[Item], train: float = 0.5, validation: float = 0.25) -> Split:
@@ -114,10 +114,14 @@ def split(items: Sequence[Item], train: float = 0.5, validation: float = 0.25) -
         raise ValueError(f"Shares of {train} and {validation} leave no test part; give two that sum to at most 1.")
     parts: Split = Split([], [], [])
     for item in items:
-        digest = hashlib.sha256((item.topic or item.prompt).encode()).digest()
-        position = int.from_bytes(digest[:8], "big") / 2**64
+        position = text_hash(item.topic or item.prompt) / 2**64
         parts[(position >= train) + (position >= train + validation)].append(item)
     return parts
+
+
+def text_hash(text: str) -> int:
+    """Return a whole number below 2**64 that follows from the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def _rows(name: str, kind: Callable[..., Item]) -> list[Item]:
@@ -126,7 +130,7 @@ def _rows(name: str, kind: Callable[..., Item]) -> list[Item]:
         source, rows = name, _hub_rows(name[3:])
     else:
         path = Path(name) if name.endswith(".jsonl") else _own(name)
-        source, rows = str(path), _file_rows(path)
+        source, rows = str(path), file_rows(path)
     items = []
     for number, row in rows:
         try:
@@ -148,10 +152,11 @@ def _own(name: str, kind: str = ".") -> Path:
     return folder / f"{name}.jsonl"
 
 
-def _file_rows(path: Path) -> Iterator[tuple[int, dict]]:
+def file_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yield the number and content of each row of a JSON Lines file; a bad one is named in the error."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give the path of a .jsonl file.")
-    for number, line in enumerate(_file_text(path).split("\n"), 1):
+    for number, line in enumerate(file_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -163,7 +168,8 @@ def _file_rows(path: Path) -> Iterator[tuple[int, dict]]:
         yield number, row
 
 
-def _file_text(path: Path) -> str:
+def file_text(path: Path) -> str:
+    """Read a UTF-8 file, with or without a byte-order mark."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -57,14 +57,13 @@ def log_probability(
     texts: Sequence[str],
     prompts: Sequence[str] | None = None,
     steering: Steering | None = None,
-    tokens_per_pass: int = 4 * TOKENS_PER_PASS,
 ) -> Tensor:
     """Return the log-probability of each text, all its tokens together: (texts,) float32, in nats; NaN if it has none.
 
     The arguments are those of `perplexity`. A steering at positions "last" acts from the prompt's last token on, at
     "generated" on the text's own tokens, as it would while they are generated.
     """
-    return _scored(model, texts, prompts, steering, tokens_per_pass)[0]
+    return _scored(model, texts, prompts, steering, 4 * TOKENS_PER_PASS)[0]
 
 
 def pooled(perplexities: Tensor) -> float:

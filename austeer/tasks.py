@@ -10,8 +10,8 @@ from itertools import combinations
 
 import torch
 
-from austeer.benchmarks import BENCHMARKS, Item, fingerprint, read
-from austeer.data import ContrastivePair, Split
+from austeer.benchmarks import BENCHMARKS, Item, read
+from austeer.data import ContrastivePair, Split, text_hash
 from austeer.data import split as split_by_topic
 
 KINDS = ("choice", "multiple", "number", "toxicity", "refusal", "text")
@@ -109,7 +109,7 @@ def pairs_of(task: Task) -> list[ContrastivePair]:
             apart = {value: abs(value - float(right)) for value in answers if value != float(right)}
             least = min(apart.values())
             nearest = [answers[value] for value in sorted(apart) if apart[value] == least]
-            wrong = nearest[fingerprint(item.prompt) % len(nearest)]
+            wrong = nearest[text_hash(item.prompt) % len(nearest)]
         pair = _answer(task.kind, right), _answer(task.kind, wrong)
         pairs.append(ContrastivePair(item.prompt, *pair, topic=item.group))
     return pairs
