@@ -4,12 +4,13 @@ from importlib import import_module
 
 from austeer import diagnostics, methods
 from austeer.activations import collect
-from austeer.data import ContrastivePair, Prompt, load_pairs, load_prompts, load_results, split
+from austeer.data import ContrastivePair, Prompt, load_pairs, load_prompts, load_results, split, swap_topics
 from austeer.evaluation import Report, evaluate
 from austeer.generation import audit, generate, steered
 from austeer.models import load
 from austeer.momentum import ActivationMomentum, AtomicUnits, activation_momentum, momentum_of
-from austeer.scoring import at_price, log_probability, perplexity, pooled, repetition, sentiment
+from austeer.scoring import at_price, draws_at_price, kl, log_probability, perplexity, pooled, repetition, sentiment
+from austeer.selection import Selection, select
 from austeer.steering import Steering, bake
 from austeer.tasks import load_task, pairs_of
 
@@ -23,8 +24,9 @@ def __getattr__(name: str):
 
 
 __all__ = [
-    "ActivationMomentum", "AtomicUnits", "ContrastivePair", "Prompt", "Report", "Steering", "activation_momentum",
-    "at_price", "audit", "bake", "collect", "diagnostics", "evaluate", "generate", "load", "load_pairs",
-    "load_prompts", "load_results", "load_task", "log_probability", "methods", "momentum_of", "pairs_of", "perplexity",
-    "pooled", "repetition", "sentiment", "split", "steered",
+    "ActivationMomentum", "AtomicUnits", "ContrastivePair", "Prompt", "Report", "Selection", "Steering",
+    "activation_momentum", "at_price", "audit", "bake", "collect", "diagnostics", "draws_at_price", "evaluate",
+    "generate", "kl", "load", "load_pairs", "load_prompts", "load_results", "load_task", "log_probability",
+    "methods", "momentum_of", "pairs_of", "perplexity", "pooled", "repetition", "select", "sentiment", "split",
+    "steered", "swap_topics",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from austeer.data import file_rows, file_text, text_hash
+from austeer.data import file_rows, file_text, load_pairs, load_prompts, text_hash
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,24 @@ class Item:
 
 
 def read(name: str) -> tuple[str, list[Item]]:
-    """Return where the rows of a benchmark come from (AUSTEER_DATA, else the hub), and their items.
+    """Return where the rows of a benchmark come from (the book, or AUSTEER_DATA, else the hub), and their items.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: as `load_task`.
     """
     directory = os.environ.get("AUSTEER_DATA")
-    source, rows = (directory, _disk_rows(name, Path(directory))) if directory else _hub_rows(name)
+    if not BENCHMARKS[name].files:
+        rows = load_prompts("openings") if name == "mood" else load_pairs(name)
+        source, rows = "the book's own data", ((name, vars(row)) for row in rows)
+    else:
+        source, rows = (directory, _disk_rows(name, Path(directory))) if directory else _hub_rows(name)
     return source, [item for place, row in rows if (item := _at(place, BENCHMARKS[name].item, row))]
+
+
+def on_disk(name: str) -> bool:
+    """Return whether AUSTEER_DATA names a directory that holds all files of a benchmark."""
+    directory = os.environ.get("AUSTEER_DATA")
+    return bool(directory) and all((Path(directory) / file).exists() for file in BENCHMARKS[name].files.split())
 
 
 def _at(place: str, make: Callable[[dict], Any], row: dict) -> Any:
@@ -230,8 +240,12 @@ def _toxicity(row: dict) -> Item:
     return Item(_field(_field(row, "prompt", dict), "text"), (), (), _field(row, "filename"))
 
 
+def _pair(row: dict) -> Item:
+    return Item(row["prompt"], (row["positive"],), (row["negative"],), row["topic"])
+
+
 class Benchmark(NamedTuple):
-    """How a task is made: its kind, its files, what a group is, and what makes an item of a row."""
+    """How a task is made: its kind, its files (none: the book's own), what a group is, what makes an item of a row."""
 
     kind: str
     files: str
@@ -273,6 +287,8 @@ BENCHMARKS = {
     "xstest": _open("refusal", "xstest/xstest_safe.jsonl", "prompt", "type"),
     "advbench": _open("refusal", "advbench/train.jsonl advbench/test.jsonl", "query", "query"),
     "wikitext2": _open("text", "wikitext2/valid.txt wikitext2/test.txt", "text", "title"),
+    "mood": _open("mood", "", "prompt", "topic"),
+    **dict.fromkeys(("sentiment", "formality", "agreement", "refusal"), Benchmark("choice", "", "the topic", _pair)),
 }
 # Hub id, configuration, revision and official parts. SST-2's train part has phrases cut from its own sentences.
 _HUB = {

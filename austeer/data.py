@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def load_prompts(name: str) -> list[Prompt]:
 
 
 def load_results(name: str) -> list[dict]:
-    """Load the rows of a long experiment that ship with the book, such as "sentiment_sweep".
+    """Load the rows of a long experiment that ship with the book, such as "sentiment_sweep", or "published" figures.
 
     Raises:
         ValueError: unknown results; the message lists those there are.
@@ -117,6 +119,25 @@ def split(items: Sequence[Item], train: float = 0.5, validation: float = 0.25) -
         position = text_hash(item.topic or item.prompt) / 2**64
         parts[(position >= train) + (position >= train + validation)].append(item)
     return parts
+
+
+def swap_topics(pairs: Sequence[ContrastivePair], seed: int = 0) -> list[ContrastivePair]:
+    """Return the pairs with the sides of a random half of the topics exchanged: labels without meaning, a control.
+
+    Raises:
+        ValueError: fewer than 2 topics.
+    """
+    topics = sorted({pair.topic or pair.prompt for pair in pairs})
+    if len(topics) < 2:
+        raise ValueError(f"The pairs have {len(topics)} topic; half of the topics can be swapped from 2 on.")
+    order = torch.randperm(len(topics), generator=torch.Generator().manual_seed(seed)).tolist()
+    swapped = {topics[row] for row in order[: len(topics) // 2]}
+    return [
+        replace(pair, positive=pair.negative, negative=pair.positive)
+        if (pair.topic or pair.prompt) in swapped
+        else pair
+        for pair in pairs
+    ]
 
 
 def text_hash(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -286,6 +287,49 @@ def check_right_way(right_way: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
     if not torch.allclose(found, torch.tensor([1.0, 0.25, 0.25])):
         return Verdict(False, f"on a small example it gives {found.tolist()}, and [1.0, 0.25, 0.25] was expected.")
     return Verdict(True, "the push alpha beta x has beta's sign exactly where x > 0.")
+
+
+def check_mcnemar(mcnemar: Callable[[Tensor, Tensor], float]) -> Verdict:
+    """Check exercise 5.1: the exact two-sided p of a paired comparison of right and wrong answers."""
+    before, after = torch.zeros(40), torch.zeros(40)
+    before[:12], after[3:14], after[30:39] = 1, 1, 1  # 3 lost, 11 won
+    found = _call(mcnemar, before.bool(), after.bool())
+    if isinstance(found, Verdict):
+        return found
+    found, p = float(found), 2 * sum(math.comb(14, k) for k in range(4)) / 2**14
+    if abs(found - p) < 1e-6:
+        worse = float(mcnemar(after.bool(), before.bool()))
+        if abs(worse - p) > 1e-6:
+            return Verdict(False, "with the two turned round it gives another p; a two-sided test does not mind.")
+        if not abs(float(mcnemar(before.bool(), before.bool())) - 1) < 1e-6:
+            return Verdict(False, "where nothing changes, p is 1.")
+        return Verdict(True, "only the items that changed count, and each is a fair coin if nothing is going on.")
+    if abs(found - p / 2) < 1e-6:
+        return Verdict(False, "this is one-sided: a loss as large would have surprised as much, so double it.")
+    if found > 0.3:
+        return Verdict(False, "all items seem to count; those that are right, or wrong, both times say nothing.")
+    return Verdict(False, f"with 11 answers won and 3 lost it gives {found:.4f}, and {p:.4f} was expected.")
+
+
+def check_grid_luck(grid_luck: Callable[[int, int, int, torch.Generator], float]) -> Verdict:
+    """Check exercise 5.2: the gain that the best of many useless settings shows on a test set."""
+    generator = torch.Generator().manual_seed(0)
+    found = _call(grid_luck, 500, 50, 60, generator)
+    if isinstance(found, Verdict):
+        return found
+    draws = [float(found), *(float(grid_luck(500, 50, 60, generator)) for _ in range(199))]
+    mean, expected = sum(draws) / 200, 0.0326
+    if len(set(draws)) == 1:
+        return Verdict(False, "every call gives the same value: draw from the generator that is passed in.")
+    if abs(mean) < 0.005:
+        return Verdict(False, "on average it gives 0: take the largest gain of the settings, not their mean.")
+    if mean > 1:
+        return Verdict(False, f"it gives {mean:.1f} on average, a number of items; divide by how many there are.")
+    if abs(mean - 10 * expected) < 0.03:
+        return Verdict(False, "the gain is a share of all items, and not of those that change.")
+    if abs(mean - expected) > 0.002:
+        return Verdict(False, f"with 500 items, 50 changes and 60 settings it gives {mean:.4f}, not {expected}.")
+    return Verdict(True, "useless settings gain 3 points on 500 items, if one takes the best of 60.")
 
 
 def _call(answer: Callable, *arguments) -> Any:

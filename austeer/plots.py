@@ -129,6 +129,34 @@ def effect_against_price(
     return figure
 
 
+def effect_by_units(
+    curves: dict[str, tuple[Sequence[int], Tensor]], levels: dict[str, Tensor], ylabel: str
+) -> Figure:
+    """Draw effect against the number of units, with intervals, and, as bands, that of methods without such a number.
+
+    Args:
+        curves: for each name, numbers of units and (numbers, 3) effect, low, high; grey dots where it says random.
+        levels: for each name, (3,) effect, low, high.
+        ylabel: what the effect is.
+    """
+    figure, axes = _axes(4.2)
+    for (name, (effect, low, high)), colour in zip(levels.items(), ("#2e7d32", "#7b3fa0", "#8a6d00"), strict=False):
+        axes.axhspan(low, high, color=colour, alpha=0.10, lw=0)
+        axes.axhline(effect, color=colour, lw=1.2, ls="--", label=name)
+    for (name, (numbers, values)), mark, colour in zip(curves.items(), "os^", (PLUS, MINUS, CHANCE), strict=True):
+        if name.startswith("random"):
+            axes.plot(numbers, values[:, 0].tolist(), mark, ms=4, color=colour, label=name)
+        else:
+            errors = torch.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]).tolist()
+            axes.errorbar(
+                numbers, values[:, 0].tolist(), yerr=errors, fmt=f"{mark}-", ms=5, lw=1.3, color=colour, label=name
+            )
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.set(xscale="log", xlabel="number of steered units", ylabel=ylabel)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
 def share_positive(shares: Tensor, everything: Tensor) -> Figure:
     """Draw in which share of texts each unit's activation is above zero: all units, and the chosen ones as ticks."""
     figure, axes = _axes(2.8)
@@ -196,18 +224,21 @@ def against(panels: dict[str, tuple[Tensor, Tensor]], xlabel: str, ylabel: str) 
     return figure
 
 
-def convergence(factors: Sequence[float], panels: dict[str, dict[str, Tensor]]) -> Figure:
-    """Draw one line per unit against the factor on its activation, on a logarithmic axis, one panel per quantity.
+def convergence(
+    factors: Sequence[float], panels: dict[str, dict[str, Tensor]], xlabel: str = "factor s on the activation"
+) -> Figure:
+    """Draw one line per name against what grows on a logarithmic axis, one panel per quantity.
 
     Args:
-        factors: (s,) factors, from 1 on.
-        panels: for each quantity (the y axis), for each unit's name, (s,) values.
+        factors: (s,) values of the x axis, from 1 on.
+        panels: for each quantity (the y axis), for each name, such as a unit's, (s,) values.
+        xlabel: what grows.
     """
     figure, axes = _axes(3.4, len(panels), squeeze=False)
     for panel, (ylabel, lines) in zip(axes[0], panels.items(), strict=True):
         for (name, values), mark in zip(lines.items(), "osv^D", strict=False):
             panel.plot(factors, values.tolist(), marker=mark, ms=4, label=name)
-        panel.set(xscale="log", xlabel="factor s on the activation", ylabel=ylabel)
+        panel.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axes[0, 0].legend(fontsize=8)
     return figure
 

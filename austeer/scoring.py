@@ -48,7 +48,7 @@ def perplexity(
     Raises:
         ValueError: lists of different lengths, or a text longer than the context.
     """
-    log_p, tokens = _scored(model, texts, prompts, steering, tokens_per_pass)
+    log_p, tokens, _ = _scored(model, texts, prompts, steering, tokens_per_pass)
     return (-log_p / tokens).exp()
 
 
@@ -63,7 +63,54 @@ def log_probability(
     The arguments are those of `perplexity`. A steering at positions "last" acts from the prompt's last token on, at
     "generated" on the text's own tokens, as it would while they are generated.
     """
-    return _scored(model, texts, prompts, steering, 4 * TOKENS_PER_PASS)[0]
+    return log_probability_and_first(model, texts, prompts, steering)[0]
+
+
+def log_probability_and_first(
+    model, texts: Sequence[str], prompts: Sequence[str] | None = None, steering: Steering | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return `log_probability` and, from the same pass, (texts,) int64: the likeliest token after each prompt or -1."""
+    log_p, _, first = _scored(model, texts, prompts, steering, 4 * TOKENS_PER_PASS)
+    return log_p, first.nan_to_num(-1).long()
+
+
+def kl(model, texts: Sequence[str], steering: Steering, tokens_per_pass: int = 2 * TOKENS_PER_PASS) -> Tensor:
+    """Return how far a steering moves the next-token distributions of a text: the mean KL(unsteered || steered).
+
+    Args:
+        model: a model from `load()`.
+        texts: read as they are; at positions "last" and "generated" all tokens but the first count as generated.
+        steering: what is applied.
+        tokens_per_pass: bounds the memory of a pass.
+
+    Returns:
+        (texts,) float32, nats per token, at every token from the first on.
+
+    Raises:
+        ValueError: no text, an empty one, one longer than the context, or a steering of another shape.
+    """
+    steering.check(model)
+    if not texts or not all(texts):
+        raise ValueError(f"KL needs texts that are not empty, and {list(texts)[:3]!r} was given.")
+    result, rows, remote = torch.zeros(len(texts)), list(range(len(texts))), info(model).remote
+    rows.sort(key=lambda row: -len(token_ids(model, texts[row])))
+    with tqdm(total=len(rows), desc="comparing", unit="text", leave=False) as bar:
+        while rows:
+            fits = max(1, tokens_per_pass // (2 * len(token_ids(model, texts[rows[0]]))))
+            part, rows = rows[:fits], rows[fits:]
+            batch = encode(model, [texts[row] for row in part] * 2)
+            half, real = len(part), batch["attention_mask"][: len(part)].bool()
+            steered = torch.arange(half, 2 * half)
+            with torch.no_grad(), quiet(), model.trace(use_cache=False, remote=remote) as tracer:
+                with tracer.invoke(batch):
+                    apply(model, tracer, [(steered, steering.operators)], 1)
+                with tracer.invoke():
+                    logits = model.output.logits.float()
+                    plain, moved = logits[:half].log_softmax(-1), logits[half:].log_softmax(-1)
+                    found = (plain.exp() * (plain - moved)).sum(-1).cpu().save()
+            result[part] = torch.where(real, found, 0.0).sum(-1) / real.sum(-1)
+            bar.update(len(part))
+    return result
 
 
 def pooled(perplexities: Tensor) -> float:
@@ -107,6 +154,46 @@ def at_price(effects: Sequence[float], prices: Sequence[float], price: float) ->
     raise ValueError(f"The sweep ends at {prices[-1]:.3g}, below the price {price:.3g}; add larger strengths.")
 
 
+def draws_at_price(
+    effects: Tensor, perplexities: Tensor, unsteered: Tensor, price: float = 1.5, draws: int = 2000, seed: int = 0
+) -> Tensor:
+    """Return the effect at a price, for the items as they are and for items drawn again with replacement.
+
+    Draws of one seed take the same items, so that the draws of two methods may be subtracted: a paired comparison.
+    Where a draw does not reach the price, the last two strengths are extrapolated.
+
+    Args:
+        effects: (strengths, items), at growing strength, without strength 0.
+        perplexities: (strengths, signs, items), of the texts under the unsteered model; the worse sign is the price.
+        unsteered: (items,), of the unsteered texts.
+        price: as a multiple of the unsteered perplexity.
+        draws, seed: of the bootstrap.
+
+    Returns:
+        (1 + draws,) float64; the first is the estimate, quantiles of the others are its interval.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    strengths, items = effects.shape
+    if perplexities.ndim != 3 or perplexities.shape[::2] != (strengths, items) or unsteered.shape != (items,):
+        raise ValueError(
+            f"effects is {tuple(effects.shape)}, perplexities {tuple(perplexities.shape)}, unsteered "
+            f"{tuple(unsteered.shape)}; give (strengths, items), (strengths, signs, items) and (items,)."
+        )
+    chosen = torch.randint(items, (draws, items), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.cat([torch.arange(items)[None], chosen])  # (1 + draws, items)
+    base = unsteered.double().log()[chosen].mean(-1)
+    prices = (perplexities.double().log()[..., chosen].mean(-1).amax(1) - base).exp()  # (strengths, 1 + draws)
+    found = effects.double()[:, chosen].mean(-1)
+    prices, found = (torch.cat([torch.full_like(x[:1], at_zero), x]) for x, at_zero in ((prices, 1.0), (found, 0.0)))
+    above = (prices >= price).double()
+    above[-1] = 1.0
+    after = above.argmax(0).clamp(min=1)[None]
+    (p0, p1), (e0, e1) = ((x.gather(0, after - 1)[0], x.gather(0, after)[0]) for x in (prices, found))
+    return e0 + (e1 - e0) * (price - p0) / (p1 - p0)
+
+
 def _shared(prompt: list[int], whole: list[int]) -> int:
     """Count the tokens that a text begins with as its prompt does; a joint may make one token of two."""
     pairs = enumerate(zip(prompt, whole, strict=False))
@@ -115,67 +202,79 @@ def _shared(prompt: list[int], whole: list[int]) -> int:
 
 def _scored(
     model, texts: Sequence[str], prompts: Sequence[str] | None, steering: Steering | None, tokens_per_pass: int
-) -> tuple[Tensor, Tensor]:
-    """Return (texts,) log-probability and (texts,) number of tokens, both NaN where there is no token to score."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each text's log-probability, number of tokens and likeliest first token, (texts,) each, NaN if none.
+
+    Texts that differ in their last token only, such as one-word answers, are read once for all.
+    """
     texts = list(texts)
     prompts = [""] * len(texts) if prompts is None else list(prompts)
     if len(prompts) != len(texts):
         raise ValueError(f"{len(prompts)} prompts were given for {len(texts)} texts; give one prompt per text.")
     if steering is not None:
         steering.check(model)
-    rows = []  # for each text: its number, the tokens that are only read, those that are scored
-    whole = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
-    for number, (prompt, text) in enumerate(zip(prompts, whole, strict=True)):
-        ids = token_ids(model, text)
+    alike: dict[tuple, dict[int, int]] = {}  # (tokens read, tokens scored but the last): the last one of each text
+    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        ids = token_ids(model, prompt + text)
         read = max(1, _shared(token_ids(model, prompt), ids))
         if len(ids) > read:
-            rows.append((number, ids[:read], ids[read:]))
-    if rows:
-        encode(model, [whole[number] for number, *_ in rows])  # a text that is too long fails before the others run
-    rows.sort(key=lambda row: (-len(row[1]) - len(row[2]), -len(row[1])))
-    result = torch.full((2, len(texts)), torch.nan)
-    with tqdm(total=len(rows), desc="scoring", unit="text", leave=False) as bar:
+            alike.setdefault((tuple(ids[:read]), tuple(ids[read:-1])), {})[number] = ids[-1]
+    rows = sorted(alike.items(), key=lambda row: (-len(row[0][0]) - len(row[0][1]), -len(row[0][0])))
+    if rows:  # a text that is too long fails before the others run
+        longest = next(iter(rows[0][1]))
+        encode(model, [prompts[longest] + texts[longest]])
+    result = torch.full((3, len(texts)), torch.nan)
+    with tqdm(total=len(texts), desc="scoring", unit="text", leave=False) as bar:
         while rows:
             fits = 1
-            while fits < len(rows) and (fits + 1) * sum(map(_longest, _sides(rows[: fits + 1]))) <= tokens_per_pass:
+            while fits < len(rows) and (fits + 1) * _columns(rows[: fits + 1]) <= tokens_per_pass:
                 fits += 1
             part, rows = rows[:fits], rows[fits:]
-            log_p = _log_probability(model, *_sides(part), steering)
-            for (number, _, scored), row in zip(part, log_p, strict=True):
-                result[:, number] = torch.tensor([row[: len(scored)].sum(), len(scored)])
-            bar.update(fits)
-    return result[0], result[1]
+            for ((_, scored), ends), *found in zip(part, *_log_probability(model, part, steering), strict=True):
+                body, last, first = found
+                for number, value in zip(ends, last.tolist(), strict=False):
+                    result[:, number] = torch.tensor([body + value, len(scored) + 1, first])
+                bar.update(len(ends))
+    return result[0], result[1], result[2]
 
 
-def _sides(rows: list[tuple[int, list[int], list[int]]]) -> tuple[list[list[int]], list[list[int]]]:
-    return [row[1] for row in rows], [row[2] for row in rows]
+def _columns(rows: list) -> int:
+    """Count the columns of a batch: prompts end in the same column, and so do the answers' beginnings."""
+    return max(len(read) for (read, _), _ in rows) + _longest(rows)
 
 
-def _longest(side: list[list[int]]) -> int:
-    return max(map(len, side))
+def _log_probability(model, rows: list, steering: Steering | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each row log p of what it scores without the last token, of each last one, and the likeliest first.
 
-
-def _log_probability(model, read: list[list[int]], scored: list[list[int]], steering: Steering | None) -> Tensor:
-    """Return (texts, longest scored) float32: log p of each scored token, given those before it.
-
-    The prompts are padded on the left and the texts on the right, so that all prompts end in the same column.
+    The shapes are (rows,), (rows, most last ones) and (rows,). The prompts are padded on the left and the answers on
+    the right, so that all prompts end in the same column.
     """
-    prompt, answer, pad = _longest(read), _longest(scored), model.tokenizer.pad_token_id
-    ids, real = [], []
-    for one, other in zip(read, scored, strict=True):
-        left, right = prompt - len(one), answer - len(other)
-        ids.append([pad] * left + one + other + [pad] * right)
-        real.append([0] * left + [1] * (len(one) + len(other)) + [0] * right)
-    mask = torch.tensor(real)
+    prompt, answer = _columns(rows) - _longest(rows), _longest(rows)
+    ends = max(len(last) for _, last in rows)
+    ids = torch.full((len(rows), prompt + answer), model.tokenizer.pad_token_id)
+    mask, last = torch.zeros_like(ids), torch.zeros(len(rows), ends, dtype=torch.long)
+    for row, ((read, scored), numbers) in enumerate(rows):
+        here = slice(prompt - len(read), prompt + len(scored))
+        ids[row, here], mask[row, here] = torch.tensor(read + scored), 1
+        last[row, : len(numbers)] = torch.tensor(list(numbers.values()))
+    length = torch.tensor([len(scored) for (_, scored), _ in rows])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # models with learned positions must not count padding
-    batch = {"input_ids": torch.tensor(ids), "attention_mask": mask, "position_ids": positions}
-    operators = () if steering is None else steering.operators
+    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    operators, columns = () if steering is None else steering.operators, prompt + answer
+    following, real, every = ids[:, prompt:], mask[:, prompt:], torch.arange(len(rows))
     with torch.no_grad(), quiet(), model.trace(use_cache=False, remote=info(model).remote) as tracer:
         with tracer.invoke(batch):
             if operators:
                 apply(model, tracer, [(slice(None), operators)], prompt)
         with tracer.invoke():
-            logits = model.output.logits[:, prompt - 1 : -1].float()
-            chosen = logits.gather(-1, batch["input_ids"][:, prompt:, None].to(logits.device)).squeeze(-1)
-            log_probability = (chosen - logits.logsumexp(-1)).cpu().save()
-    return log_probability
+            logits = model.output.logits[:, prompt - 1 : columns].float().cpu()
+            total = logits.logsumexp(-1)
+            chosen = logits[:, :-1].gather(-1, following[..., None]).squeeze(-1) - total[:, :-1]
+            body = (chosen * real).sum(-1).save()
+            final = (logits[every, length].gather(-1, last) - total[every, length, None]).save()
+            first = logits[:, 0].argmax(-1).save()
+    return body, final, first
+
+
+def _longest(rows: list) -> int:
+    return max(len(scored) for (_, scored), _ in rows)

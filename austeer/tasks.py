@@ -14,9 +14,9 @@ from austeer.benchmarks import BENCHMARKS, Item, read
 from austeer.data import ContrastivePair, Split, text_hash
 from austeer.data import split as split_by_topic
 
-KINDS = ("choice", "multiple", "number", "toxicity", "refusal", "text")
+KINDS = ("choice", "multiple", "number", "mood", "toxicity", "refusal", "text")
 TASKS = tuple(BENCHMARKS)
-_OPEN = ("toxicity", "refusal", "text")
+_OPEN = ("mood", "toxicity", "refusal", "text")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Task:
     Attributes:
         name: one of `TASKS`.
         kind: "choice" (right against wrong continuation), "multiple" (the probability of all right ones together),
-            "number" (the last number of the generated text), "toxicity", "refusal" or "text" (perplexity).
+            "number" (the last number of the generated text), "mood", "toxicity", "refusal" or "text" (perplexity).
         items: what is scored.
         source: the directory, or hub id and revision, that the rows came from.
         rule: how the parts were made, in one sentence.
@@ -49,7 +49,9 @@ class Task:
 def load_task(name: str, split: str = "test", *, n: int | None = None, seed: int = 0, shots: int = 0) -> Task:
     """Load one part of a benchmark task, by our own split: official parts are pooled, repeated rows dropped.
 
-    Rows that differ in nothing but which answer is right are dropped too. The rows come from the directory that
+    Rows that differ in nothing but which answer is right are dropped too. The book's own sets are tasks too: "mood"
+    (the openings), "sentiment", "formality", "agreement", "refusal" (the positive answer counts as right), with the
+    parts that `austeer.split` makes. Other rows come from the directory that
     the environment variable AUSTEER_DATA names; without it, those of some tasks come from the Hugging Face hub, at a
     fixed revision. Hub rows of BoolQ and WinoGrande lack the title and the id to group by, so their groups are the
     passages and the pairs of options. The hub was never reached from where this was written: its schema and

@@ -132,3 +132,21 @@ def test_items_without_a_topic_are_split_by_their_prompt() -> None:
     parts = au.split(pairs)
     assert sorted(map(len, parts)) == sorted(map(len, au.split(pairs[::-1])))
     assert 70 < len(parts.train) < 130
+
+
+def test_swapping_exchanges_the_sides_of_half_of_the_topics() -> None:
+    pairs = au.load_pairs("sentiment")
+    swapped = au.swap_topics(pairs, seed=3)
+    topics = {}
+    for before, after in zip(pairs, swapped, strict=True):
+        assert (after.prompt, after.topic) == (before.prompt, before.topic)
+        assert {after.positive, after.negative} == {before.positive, before.negative}
+        topics.setdefault(before.topic, set()).add(before.positive != after.positive)
+    assert all(len(sides) == 1 for sides in topics.values())
+    assert sum(True in sides for sides in topics.values()) == len(topics) // 2
+    assert swapped == au.swap_topics(pairs, seed=3) != au.swap_topics(pairs, seed=4)
+
+
+def test_one_topic_cannot_be_swapped_by_half() -> None:
+    with pytest.raises(ValueError, match="from 2 on"):
+        au.swap_topics([au.ContrastivePair("a", " b", " c", "t")] * 3)

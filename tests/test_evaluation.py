@@ -30,13 +30,17 @@ def spoken(monkeypatch: pytest.MonkeyPatch) -> Any:
     def say(texts: list[str], log_p: dict[str, float] | None = None) -> None:
         monkeypatch.setattr(evaluation, "generate", lambda model, prompts, *_, **__: texts[: len(prompts)])
         monkeypatch.setattr(evaluation, "price", lambda *_: {})
+
+        def score(
+            model: Any, answers: list[str], prompts: list[str], steering: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            said = dict(zip(dict.fromkeys(prompts), texts, strict=False))
+            first = [model.tokenizer(said.get(prompt) or "?").input_ids[0] for prompt in prompts]
+            found = [log_p[prompt + answer] for prompt, answer in zip(prompts, answers, strict=True)]
+            return torch.tensor(found), torch.tensor(first)
+
         if log_p:
-            monkeypatch.setattr(
-                evaluation, "log_probability",
-                lambda model, texts, prompts, steering: torch.tensor(
-                    [log_p[prompt + text] for prompt, text in zip(prompts, texts, strict=True)]
-                ),
-            )  # fmt: skip
+            monkeypatch.setattr(evaluation, "log_probability_and_first", score)
 
     return say
 
@@ -93,9 +97,13 @@ def test_a_text_is_scored_up_to_a_limit(model: Any) -> None:
     assert found.mean() == pytest.approx(au.perplexity(model, [model.tokenizer.decode(ids)]).item(), rel=1e-4)
 
 
-def test_a_steering_reaches_every_score_and_is_paid_for(model: Any) -> None:
-    pairs = au.split(au.load_pairs("sentiment")).train[:24]
-    loud = au.methods.CAA.fit(model, pairs, layer=20, alpha=20.0)
+@pytest.fixture(scope="module")
+def loud(model: Any) -> au.Steering:
+    return au.methods.CAA.fit(model, au.split(au.load_pairs("sentiment")).train[:24], layer=20, alpha=20.0)
+
+
+def test_a_steering_reaches_every_score_and_is_paid_for(model: Any, loud: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUSTEER_DATA", raising=False)
     plain, steered = (au.evaluate(model, task("choice", SURE, SURE), steering) for steering in (None, loud))
     assert plain.mean() == 1.0
     assert plain.price["perplexity"] == pytest.approx(1.0, abs=1e-6)
@@ -130,3 +138,39 @@ def test_reports_on_other_items_are_not_compared() -> None:
 
 def test_a_report_escapes_markup() -> None:
     assert "<b>" not in au.Report(task("choice", SURE), "<b>", "<b>", {"accuracy": torch.ones(1)}, 0.5)._repr_html_()
+
+
+def test_a_price_names_what_it_was_measured_on(model: Any, monkeypatch: pytest.MonkeyPatch, loud: Any) -> None:
+    monkeypatch.delenv("AUSTEER_DATA", raising=False)
+    unrelated = task("choice", SURE, SURE)
+    plain, paid = (evaluation.price(model, steering, unrelated) for steering in (None, loud))
+    assert plain == {
+        "perplexity": pytest.approx(1.0, abs=1e-6), "repetition": plain["repetition"], "degenerate": 0.0, "time": 1.0,
+        "kl on openings": 0.0, "by hand accuracy": 0.0,
+    }  # fmt: skip
+    assert paid["perplexity"] > 1.5
+    assert paid["kl on openings"] > 0.1
+    assert paid["time"] > 0.5
+
+
+def test_every_report_says_what_happens_to_an_unrelated_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("AUSTEER_DATA", str(tmp_path))
+    assert evaluation.unrelated_to("boolq") is None
+    monkeypatch.setattr(evaluation, "on_disk", lambda name: True)
+    monkeypatch.setattr(evaluation, "load_task", lambda name, n: (name, n))
+    assert evaluation.unrelated_to("boolq") == ("copa_balanced", 100)
+    assert evaluation.unrelated_to("copa") == ("winogrande", 100)
+
+
+def test_text_that_repeats_itself_counts_as_degenerate(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    monkeypatch.setattr(evaluation, "_openings", lambda: ["a", "b"])
+    monkeypatch.setattr(evaluation, "generate", lambda *_, **__: ["so so so so so so", "one two three four five"])
+    found = evaluation.text_prices(model, [None])[0]
+    assert (found["repetition"], found["degenerate"]) == (pytest.approx(0.375), 0.5)
+
+
+def test_the_mood_of_what_follows_an_opening(model: Any, spoken: Any) -> None:
+    spoken([" I love this wonderful day.", " The table."])
+    found = au.evaluate(model, task("mood", Item("a", (), (), "g"), Item("b", (), (), "g")))
+    assert found.mean() == pytest.approx(au.sentiment([" I love this wonderful day."]).item() / 2)

@@ -1,5 +1,6 @@
 """Scores against hand-computed values; perplexity against the plain model."""
 
+import math
 from typing import Any
 
 import pytest
@@ -131,3 +132,81 @@ def test_a_sweep_that_starts_at_the_price_has_the_effect_of_its_start() -> None:
 def test_a_sweep_that_misses_the_price_is_refused(prices: list[float], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         au.at_price([0, 1][: len(prices)], prices, 1.5)
+
+
+def test_answers_that_differ_in_their_last_token_are_read_once(
+    model: Any, twin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from austeer import scoring
+
+    prompt, texts = "Is the sky blue? Answer:", [" yes", " no", " yes, it is", " yes, it was", ""]
+    rows, run = [], scoring._log_probability
+    monkeypatch.setattr(scoring, "_log_probability", lambda model, part, s: rows.extend(part) or run(model, part, s))
+    log_p, first = scoring.log_probability_and_first(model, texts, [prompt] * 5)
+    assert len(rows) == 2
+    head = model.tokenizer(prompt).input_ids
+    with torch.no_grad():
+        logits = twin(model)(torch.tensor([head])).logits[0, -1]
+    assert first.tolist() == [logits.argmax().item()] * 4 + [-1]
+    for value, text in zip(log_p[:4], texts[:4], strict=True):
+        ids = model.tokenizer(prompt + text).input_ids
+        alone = by_hand(twin(model), ids, len(ids) - len(head))
+        assert value.item() == pytest.approx(-math.log(alone) * (len(ids) - len(head)), rel=1e-3)
+    assert log_p[4].isnan()
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_kl_is_that_of_the_two_models_run_apart(tiny: Any, some_units: Any, kind: str, positions: str) -> None:
+    model, texts = tiny(kind), ["The soup was warm and thick.", "At noon"]
+    units = some_units(model, "attention", size=3.0)
+    steering = au.methods.DirectionalAUSteer(units, alpha=2.0, positions=positions)
+    found = au.kl(model, texts, steering)
+    for value, text in zip(found, texts, strict=True):
+        with model.trace(text):
+            plain = model.output.logits[0].double().log_softmax(-1).save()
+        with au.steered(model, au.methods.DirectionalAUSteer(units, alpha=2.0)) as other, other.trace(text):
+            moved = other.output.logits[0].double().log_softmax(-1).save()
+        assert value.item() == pytest.approx((plain.exp() * (plain - moved)).sum(-1).mean().item(), rel=1e-3)
+    assert au.kl(model, texts, steering * 0.0).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("texts", [[], ["a", ""]])
+def test_kl_needs_texts(model: Any, some_units: Any, texts: list[str]) -> None:
+    steering = au.methods.DirectionalAUSteer(some_units(model, "attention"), alpha=1.0)
+    with pytest.raises(ValueError, match="not empty"):
+        au.kl(model, texts, steering)
+
+
+def line(strengths: list[float], items: int, slope: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Effects and perplexities that grow evenly with strength: every item alike, the minus sign the dearer one."""
+    strength = torch.tensor(strengths)
+    effects = slope * strength[:, None].expand(-1, items)
+    cost = 4.0 * torch.stack([1 + strength / 2, 1 + strength], 1)[..., None].expand(-1, -1, items)
+    return effects, cost, torch.full((items,), 4.0)
+
+
+@pytest.mark.parametrize("strengths", [[0.4, 0.8], [0.1, 0.2, 0.3], [0.7, 0.9]])
+def test_the_effect_at_a_price_is_read_between_the_strengths_or_beyond(strengths: list[float]) -> None:
+    draws = au.draws_at_price(*line(strengths, 5), price=1.5, draws=20)
+    assert draws.shape == (21,)
+    assert draws.tolist() == pytest.approx([0.5] * 21)
+
+
+def test_draws_agree_with_the_estimate_and_pair_by_seed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    effects, cost, unsteered = line([0.4, 0.8], 60)
+    noise = torch.randn(60, generator=generator)
+    noisy = effects + noise, cost * (0.1 * torch.randn(cost.shape, generator=generator)).exp(), unsteered
+    draws = au.draws_at_price(*noisy)
+    means, prices = noisy[0].mean(1).tolist(), noisy[1].log().mean(-1).amax(1).exp().div(4).tolist()
+    assert draws[0].item() == pytest.approx(au.at_price([0.0, *means], [1.0, *prices], 1.5), rel=1e-5)
+    assert draws[1:].std().item() == pytest.approx(noise.std().item() / 60**0.5, rel=0.3)
+    better = au.draws_at_price(noisy[0] + 0.2, *noisy[1:])
+    assert (better - draws).std() < 0.1 * draws.std()
+    assert not torch.equal(draws[1:], au.draws_at_price(*noisy, seed=1)[1:])
+
+
+def test_effects_and_perplexities_must_be_of_the_same_items() -> None:
+    effects, cost, unsteered = line([0.4, 0.8], 5)
+    with pytest.raises(ValueError, match=r"\(strengths, signs, items\)"):
+        au.draws_at_price(effects, cost[..., :4], unsteered)

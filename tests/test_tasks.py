@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from austeer.benchmarks import BENCHMARKS, Item, read
+from austeer.data import load_pairs, load_prompts, split
 from austeer.tasks import TASKS, Task, load_task, pairs_of
 
 PARTS = ("train", "validation", "test")
-OPEN = {"realtoxicityprompts", "xstest", "advbench", "wikitext2"}
+OPEN = {"realtoxicityprompts", "xstest", "advbench", "wikitext2", "mood"}
 NUMBER = {"svamp", "mawps", "gsm8k"}
 # Items of the train, validation and test part of the real files.
 TOTALS = {
@@ -41,7 +42,13 @@ TOTALS = {
     "xstest": (150, 25, 75),
     "advbench": (260, 122, 138),
     "wikitext2": (55, 38, 27),
+    "mood": (96, 52, 44),
+    "sentiment": (192, 104, 88),
+    "formality": (200, 96, 88),
+    "agreement": (216, 72, 96),
+    "refusal": (176, 112, 96),
 }
+OWN = {"mood", "sentiment", "formality", "agreement", "refusal"}
 
 BOOLQ = {"question": "is it wet", "title": "Water", "answer": True, "passage": "Water is wet."}
 COPA = {
@@ -518,3 +525,18 @@ def test_real_twins_are_in_one_part() -> None:
 def test_real_speakers_of_one_claim_are_in_one_part(claim: str) -> None:
     counts = [sum(claim in item.prompt for item in real("caa_sycophancy", part).items) for part in PARTS]
     assert sum(counts) == max(counts) >= 19
+
+
+@pytest.mark.parametrize("name", sorted(OWN - {"mood"}))
+def test_the_books_own_tasks_have_the_parts_of_its_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUSTEER_DATA", raising=False)
+    own = split(load_pairs(name))
+    for part in PARTS:
+        assert pairs_of(load_task(name, part)) == getattr(own, part)
+
+
+def test_the_mood_is_that_of_the_openings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUSTEER_DATA", raising=False)
+    found = load_task("mood", "test")
+    assert [item.prompt for item in found.items] == [opening.prompt for opening in split(load_prompts("openings")).test]
+    assert (found.kind, found.source) == ("mood", "the book's own data")

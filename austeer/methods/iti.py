@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from austeer.activations import collect
-from austeer.data import ContrastivePair, split
+from austeer.data import ContrastivePair, text_hash
 from austeer.models import info
 from austeer.sites import anatomy
 from austeer.steering import Shift, Steering
@@ -43,10 +43,12 @@ class ITI(Steering):
         found = anatomy(model)
         if not 1 <= heads <= found.layers * found.heads:
             raise ValueError(f"heads is {heads}; give a number from 1 to {found.layers * found.heads}.")
-        fitting = {id(pair) for pair in split(pairs, train=0.8, validation=0.2).train}
-        train = torch.tensor([id(pair) in fitting for pair in pairs])
-        if train.all() or not train.any():
+        topics = [pair.topic or pair.prompt for pair in pairs]
+        order = sorted(set(topics), key=lambda topic: text_hash(f"probe {topic}"))  # not the hash that `split` goes by
+        if len(order) < 2:
             raise ValueError(f"{len(pairs)} pairs leave no topic to score probes on; give pairs of more topics.")
+        held_out = set(order[: max(1, len(order) // 5)])
+        train = torch.tensor([topic not in held_out for topic in topics])
         sides = collect(model, pairs, "attention", template=template)
         positive, negative = (side.unflatten(2, (found.heads, -1)) for side in sides)  # (pairs, layers, heads, size)
         accuracy = _probe(positive, negative, train).flatten()

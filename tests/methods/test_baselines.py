@@ -106,6 +106,12 @@ def test_iti_shifts_whole_heads_by_one_deviation_along_the_mean_difference(tiny:
     assert steering.operators[0].strength == 4.0
 
 
+def test_iti_holds_topics_out_of_a_part_that_was_split_by_topic(tiny: Any) -> None:
+    pairs = au.split(au.load_pairs("formality")).train
+    accuracy = ITI.fit(tiny("llama"), pairs, heads=1).about["probes"]
+    assert accuracy * 80 == pytest.approx(round(accuracy * 80), abs=0.05)  # 5 of 25 topics, 8 pairs each, 2 sides
+
+
 def test_iti_wants_topics_to_hold_out_and_no_more_heads_than_there_are(tiny: Any) -> None:
     model = tiny("llama")
     with pytest.raises(ValueError, match="from 1 to 12"):

@@ -1,0 +1,191 @@
+"""Make data/results/equal_price.jsonl: what every method of chapter 05 does to three behaviours at an equal price.
+
+    python experiments/equal_price.py
+
+For each method the strength is raised, or lowered, by a factor of 1.4 until its price, the perplexity of the worse
+sign's text as a multiple of the unsteered, is below 1.5 at one strength and above it at the next. Where a method has a
+layer or a number of heads to choose, all are run on the validation part and the best at that price on the test part.
+Resumable: a cell whose row is already in the file is not run again. About two hours on two CPU cores.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from rows import Rows, rounded
+from tqdm.auto import tqdm
+
+import austeer as au
+from austeer.evaluation import GREEDY_24, text_prices
+from austeer.steering import Steering
+
+PRICE, FACTOR = 1.5, 1.4
+EVERY = (1, 2, 5, 10, 20, 50, 100, 500, 2000)
+LAYERS = {
+    "residual": (6, 10, 14, 16, 18, 20, 22, 24, 26),
+    "attention": (14, 16, 18, 20, 25, 27),
+    "ffn": (14, 16, 18, 20, 22, 25),
+}
+Candidate = tuple[dict, Steering, float]  # what it is, the steering at strength 1, the first strength to run
+
+
+class Measure:
+    """Effect and price of a steering at both signs on one part of one behaviour's data."""
+
+    def __init__(self, model, behaviour: str, part: str):
+        self.model, self.behaviour, self.part = model, behaviour, part
+        task = au.load_task(behaviour, part)
+        items = task.items if (behaviour, part) == ("mood", "test") else task.items[::2]
+        self.task = replace(task, items=items)
+        self.prompts = [item.prompt for item in items]
+        if behaviour == "mood":
+            texts = au.generate(model, self.prompts, None, **GREEDY_24)
+            self.unsteered = au.pooled(au.perplexity(model, texts, self.prompts))
+
+    def __call__(self, steering: Steering) -> dict:
+        """Return effects, (2, items) in the order +, -, and the price; the text's perplexities for the mood."""
+        signs = [steering, -steering]
+        if self.behaviour != "mood":
+            margins = [self._margin(sign) for sign in signs]
+            prices = text_prices(self.model, signs)
+            worse = max(prices, key=lambda price: price["perplexity"])
+            return {"effect": rounded(torch.stack(margins)), "price": round(worse["perplexity"], 4)}
+        prompts = self.prompts * 2
+        texts = au.generate(
+            self.model, prompts, [sign for sign in signs for _ in self.prompts], rows_per_pass=256, **GREEDY_24
+        )
+        cost = au.perplexity(self.model, texts, prompts).view(2, -1)
+        return {
+            "effect": rounded(au.sentiment(texts).view(2, -1)),
+            "perplexity": rounded(cost),
+            "repetition": rounded(au.repetition(texts).view(2, -1)),
+            "price": round(max(map(au.pooled, cost)) / self.unsteered, 4),
+        }
+
+    def _margin(self, steering: Steering) -> torch.Tensor:
+        answers = [(item.prompt, text) for item in self.task.items for text in item.right + item.wrong]
+        log_p = au.log_probability(self.model, [text for _, text in answers], [p for p, _ in answers], steering)
+        return log_p.view(-1, 2)[:, 0] - log_p.view(-1, 2)[:, 1]
+
+
+def at_equal_price(rows: Rows, measure: Measure, candidate: Candidate) -> float | None:
+    """Run strengths until the price is crossed; return the effect there, or None if it never is."""
+    cell, steering, alpha = candidate
+    seen = {}
+    for _ in range(8):
+        this = {"behaviour": measure.behaviour, "part": measure.part, **cell, "alpha": float(f"{alpha:.3g}")}
+        row = rows.get(this) or rows.add(this, measure(steering * this["alpha"]))
+        plus, minus = torch.tensor(row["effect"])
+        seen[this["alpha"]] = (plus - minus).mean().item(), row["price"]
+        below = [a for a in seen if seen[a][1] < PRICE]
+        above = [a for a in seen if seen[a][1] >= PRICE]
+        if below and above:
+            points = [(0.0, 1.0), *(seen[a] for a in sorted(seen))]
+            return au.at_price(*zip(*points, strict=True), price=PRICE)
+        alpha = max(seen) * FACTOR if below else min(seen) / FACTOR
+    return None
+
+
+def shift(cell: dict, units: au.AtomicUnits, positions: str = "all") -> Candidate:
+    """Return a candidate of the directional rule, with a first strength that mostly is not far off."""
+    start = {"attention": 12.0, "ffn": 10.0, "neuron": 12.0}[units.site] * (20 / len(units)) ** 0.3
+    start *= 0.5 if cell["choice"] == "mean difference" and len(units) < 1000 else 1.0
+    steering = au.methods.DirectionalAUSteer(units, 1.0, positions)
+    return (
+        {"method": "AUSteer", "site": units.site, "rule": "directional", "strength": "fixed", **cell},
+        steering,
+        start,
+    )
+
+
+def units_alone(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
+    """Yield what has nothing to choose: numbers of units, the 2 x 2 x 2, random units."""
+    for k in (*EVERY, momentum.beta.numel()):
+        yield shift({"choice": "momentum", "k": k}, momentum.top(k))
+    for k in EVERY:
+        yield shift({"choice": "mean difference", "k": k}, momentum.top(k, by="mean_difference"))
+    for k, draws in ((1, 5), (20, 5), (500, 3)):
+        for seed in range(draws):
+            cell, steering, start = shift({"choice": "random", "k": k, "seed": seed}, momentum.random(k, seed))
+            yield cell, steering, 3 * start
+    for rank in (2, 3, 4, 5):
+        yield shift({"choice": "momentum", "k": 1, "rank": rank}, momentum.top(rank)[rank - 1 :])
+    yield shift({"choice": "momentum", "k": 20, "positions": "last"}, momentum.top(20), "last")
+
+    choices = [("momentum", momentum.top(20), {}), ("mean difference", momentum.top(20, by="mean_difference"), {})]
+    choices += [("random", momentum.random(20, seed), {"seed": seed}) for seed in range(2)]
+    for choice, units, seed in choices:  # the rest of the 2 x 2 x 2
+        cell = {"choice": choice, "k": 20, **seed}
+        weighted = replace(units, mean_difference=units.mean_difference * units.beta.abs())
+        yield shift({**cell, "strength": "weighted"}, weighted)
+        for strength, beta in (("weighted", units.beta), ("fixed", units.beta.sign())):
+            steering = au.methods.AUSteer(replace(units, beta=beta), 1.0)
+            about = {"method": "AUSteer", "site": units.site, "rule": "multiplicative", "strength": strength}
+            yield {**about, **cell}, steering, 5.0
+
+
+def units_elsewhere(momentum: dict[str, au.ActivationMomentum]) -> Iterator[Candidate]:
+    """Yield a few numbers of units of the other sites."""
+    for site in ("ffn", "neuron"):
+        for k in (1, 20, 100):
+            yield shift({"choice": "momentum", "k": k}, momentum[site].top(k))
+
+
+def few(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
+    """Yield the part of `units_alone` that the other behaviours are measured with."""
+    for cell, steering, start in units_alone(momentum):
+        usual = (cell["rule"], cell["strength"], {"positions", "rank"} & cell.keys()) == ("directional", "fixed", set())
+        chosen = cell["choice"] == "momentum" and cell["k"] in (1, 20, 100, momentum.beta.numel())
+        paper = cell["choice"] == "momentum" and (cell["rule"], cell["strength"]) == ("multiplicative", "weighted")
+        other = cell["k"] == 20 and (cell["choice"] == "mean difference" or cell.get("seed", 9) < 3)
+        if paper or (usual and (chosen or other)):
+            yield cell, steering, start
+
+
+def shuffled(model, pairs: list, draws: int) -> Iterator[Candidate]:
+    """Yield 20 units each of fits on labels without meaning."""
+    for seed in range(draws):
+        units = au.activation_momentum(model, au.swap_topics(pairs, seed)).top(20)
+        yield shift({"choice": "shuffled labels", "k": 20, "seed": seed}, units)
+
+
+def families(model, pairs: list, momentum: dict, whole: bool) -> Iterator[list[Candidate]]:
+    """Yield the methods that have something to choose: one list of candidates each."""
+    caa, iti, sadi = au.methods.CAA, au.methods.ITI, au.methods.SADI
+    for site, layers in LAYERS.items():
+        if whole or site == "residual":
+            start = 1.5 if site == "residual" else 8.0
+            cells = [{"method": "CAA", "site": site, "layer": layer} for layer in (layers if whole else layers[1::2])]
+            yield [(cell, caa(momentum[site], cell["layer"], 1.0), start) for cell in cells]
+    for site, sizes in (("attention", (5, 20)), ("neuron", (50, 500))):
+        if whole or site == "attention":
+            cells = [{"method": "SADI", "site": site, "k": k} for k in sizes]
+            yield [(cell, sadi(model, momentum[site], cell["k"], 1.0), 4.0) for cell in cells]
+    cells = [{"method": "ITI", "site": "attention", "k": k} for k in ((12, 48, 96) if whole else (48,))]
+    yield [(cell, iti.fit(model, pairs, cell["k"], 1.0), 5.0) for cell in cells]
+
+
+def main() -> None:
+    """Run the cells that are missing."""
+    model = au.load()
+    rows = Rows("equal_price", model)
+    for behaviour in ("mood", "formality", "agreement"):
+        mood = behaviour == "mood"
+        pairs = au.split(au.load_pairs("sentiment" if mood else behaviour)).train
+        sites = ("attention", "residual", "ffn", "neuron")[: 4 if mood else 2]
+        momentum = {site: au.activation_momentum(model, pairs, site) for site in sites}
+        validation, test = (Measure(model, behaviour, part) for part in ("validation", "test"))
+        alone = [*(units_alone if mood else few)(momentum["attention"]), *shuffled(model, pairs, 3 if mood else 2)]
+        for candidate in tqdm(alone + list(units_elsewhere(momentum) if mood else ()), desc=behaviour):
+            at_equal_price(rows, test, candidate)
+        for family in families(model, pairs, momentum, whole=mood):
+            found = []
+            for candidate in tqdm(family, desc=f"{behaviour}, {family[0][0]['method']}"):
+                effect = at_equal_price(rows, validation, candidate)
+                found += [(effect, len(found), candidate)] if effect is not None else []
+            if found:
+                at_equal_price(rows, test, max(found)[-1])
+
+
+if __name__ == "__main__":
+    main()

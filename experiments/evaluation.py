@@ -1,0 +1,118 @@
+"""Every method on answer tasks, chosen on validation and reported on test: `make eval MODEL=... TASKS="boolq sst2"`.
+
+    python experiments/evaluation.py [--model ID] [--device cuda] [--dtype bfloat16] [--seed 0] [task ...]
+
+One row per task and method. Needs AUSTEER_DATA, or the hub for the tasks that are there. The rows of the default model
+go to data/results/evaluation.jsonl, those of another one to _build/. Resumable: a cell whose row is already in the file
+is not run again. The default takes about an hour on two CPU cores.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from rows import Rows
+from tqdm.auto import tqdm
+
+import austeer as au
+from austeer.models import DEFAULT
+from austeer.sites import anatomy
+from austeer.steering import Steering
+
+METHODS = ("AUSteer", "random units", "directional", "ITI", "SADI", "CAA")
+# Items of each part, examples in the prompt, pairs to fit on: few where an item is dear on two cores. (The paper finds
+# 300 pairs to do about as well as 1,000.)
+TASKS = {
+    "sst2": (200, 0, 300),
+    "copa_balanced": (180, 0, 300),
+    "winogrande": (200, 0, 300),
+    "boolq": (80, 0, 150),
+    "mawps": (50, 4, 150),
+    "svamp": (50, 4, 150),
+}
+
+
+def candidates(model, pairs: list, seed: int) -> dict[str, dict[str, Steering]]:
+    """Return each method's settings to choose from; random units get as many as the paper's rule."""
+    methods, layers = au.methods, anatomy(model).layers
+    momentum = {site: au.activation_momentum(model, pairs, site) for site in ("attention", "ffn", "residual")}
+    rule: dict[str, dict[str, Steering]] = {name: {} for name in METHODS}
+    for site in ("attention", "ffn"):
+        for k, alpha in ((20, 5), (20, 20), (100, 5)):
+            name = f"{site}, k {k}, alpha {alpha}"
+            rule["AUSteer"][name] = methods.AUSteer(momentum[site].top(k), alpha)
+            rule["random units"][name] = methods.AUSteer(momentum[site].random(k, seed), alpha)
+        for k, alpha in ((20, 8), (100, 4)):
+            units = momentum[site].top(k)
+            rule["directional"][f"{site}, k {k}, alpha {alpha}"] = methods.DirectionalAUSteer(units, alpha)
+    iti = methods.ITI.fit(model, pairs, alpha=1.0)
+    rule["ITI"] = {f"alpha {alpha}": iti * alpha for alpha in (5, 15)}
+    rule["SADI"] = {
+        f"heads {k}, delta {delta}": methods.SADI(model, momentum["attention"], k, delta)
+        for k in (5, 20)
+        for delta in (1, 4)
+    }
+    rule["CAA"] = {
+        f"layer {layer}, alpha {alpha}": methods.CAA(momentum["residual"], layer, alpha)
+        for layer in (layers // 3, layers // 2, 2 * layers // 3)
+        for alpha in (1, 2)
+    }
+    return rule
+
+
+def row_of(found: au.Selection, seconds: float) -> dict:
+    """Write a selection as a row: what was searched, what was chosen, what it does on the test part."""
+    plain, test = found.unsteered[1], found.test
+    return {
+        "rule": test.task.rule,
+        "chance": round(test.chance, 4),
+        "items": len(test.task.items),
+        "searched": {
+            name: {"score": round(report.mean(), 4), "perplexity": round(report.price["perplexity"], 3)}
+            for name, report in found.searched.items()
+        },
+        "chosen": found.name,
+        "unsteered": _scores(plain),
+        "test": _scores(test),
+        "gain": {name: round(value, 4) for name, value in test.gain_over(plain).items()},
+        "curse": round(found.curse, 4),
+        "price": {name: round(value, 4) for name, value in test.price.items()},
+        "seconds": round(seconds, 1),
+    }
+
+
+def _scores(report: au.Report) -> dict[str, list[float]]:
+    return {name: [round(v, 4) for v in (report.mean(name), *report.interval(name))] for name in report.scores}
+
+
+def main() -> None:
+    """Run the cells that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    model = au.load(asked.model, device=asked.device, dtype=asked.dtype)
+    other = Path("_build") / f"evaluation-{model.austeer_info.id.replace('/', '--')}.jsonl"
+    rows = Rows("evaluation" if model.austeer_info.id == DEFAULT else other, model)
+    for task in asked.tasks:
+        n, shots, pairs = TASKS.get(task, (100, 0, 300))
+        cells = {
+            method: {"task": task, "method": method, "shots": shots, "n": n, "seed": asked.seed, "dtype": asked.dtype}
+            for method in METHODS
+        }
+        if all(rows.get(cell) for cell in cells.values()):
+            continue
+        fitting = au.pairs_of(au.load_task(task, "train", shots=shots, seed=asked.seed))[:pairs]
+        settings = candidates(model, fitting, asked.seed)
+        for method, cell in tqdm(cells.items(), desc=task):
+            if not rows.get(cell):
+                start = time.perf_counter()
+                found = au.select(model, task, settings[method], limit=2.0, n=n, seed=asked.seed, shots=shots)
+                rows.add(cell, row_of(found, time.perf_counter() - start))
+
+
+if __name__ == "__main__":
+    main()

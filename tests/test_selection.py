@@ -1,0 +1,95 @@
+"""Settings are chosen on validation at a bounded price; what is reported comes from the test part."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import austeer as au
+from austeer import selection
+from austeer.benchmarks import Item
+from austeer.tasks import Task
+
+SCORES = {  # of each candidate on validation and test, and its price
+    None: ([0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0], 1.0),
+    "quiet": ([1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], 1.1),
+    "good": ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0], 1.4),
+    "loud": ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], 1.6),
+}
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Gives candidates known scores and prices; returns which was scored on which part."""
+    asked = []
+
+    def part_of(name: str, part: str, **_: Any) -> Task:
+        return Task(part, "choice", [Item(f"{part} {row}", (" a",), (" b",), "g") for row in range(4)], "here", "None.")
+
+    def score(model: Any, task: Task, steering: Any, template: Any, paid: dict) -> au.Report:
+        name = steering and steering.name
+        asked.append((task.name, name))
+        return au.Report(task, "m", str(name), {"accuracy": torch.tensor(SCORES[name][task.name == "test"])}, 0.5, paid)
+
+    def prices(model: Any, steerings: list) -> list[dict]:
+        return [{"perplexity": SCORES[one and one.name][2]} for one in steerings]
+
+    monkeypatch.setattr(selection, "load_task", part_of)
+    monkeypatch.setattr(selection, "score", score)
+    monkeypatch.setattr(selection, "text_prices", prices)
+    monkeypatch.setattr(selection, "price", lambda model, steering, _: prices(model, [steering])[0] | {"whole": 1.0})
+    monkeypatch.setattr(selection, "unrelated_to", lambda _: None)
+    return asked
+
+
+def candidates(*names: str) -> dict[str, Any]:
+    return {name: SimpleNamespace(name=name) for name in names}
+
+
+def test_the_best_within_the_price_is_chosen_and_alone_sees_the_test_part(scored: list) -> None:
+    found = au.select(None, "sst2", candidates("quiet", "good", "loud"))
+    assert found.name == "good"
+    assert {name for part, name in scored if part == "test"} == {None, "good"}
+    assert [name for part, name in scored if part == "validation"] == [None, "quiet", "good", "loud"]
+    assert found.test.price == {"perplexity": 1.4, "whole": 1.0}
+
+
+def test_the_curse_is_the_gain_on_validation_minus_that_on_test(scored: list) -> None:
+    found = au.select(None, "sst2", candidates("quiet", "good"))
+    assert found.curse == pytest.approx(0.5 - 0.0)
+    said = repr(found)
+    assert "2 candidates" in said
+    assert "-> " in said
+    assert "+0.500" in said.split("curse")[1]
+
+
+def test_a_larger_limit_lets_dearer_candidates_in(scored: list) -> None:
+    assert au.select(None, "sst2", candidates("quiet", "loud"), limit=2.0).name == "loud"
+
+
+def test_candidates_that_all_cost_too_much_are_refused(scored: list) -> None:
+    with pytest.raises(ValueError, match=r"least 1\.60"):
+        au.select(None, "sst2", candidates("loud"))
+
+
+def test_no_candidate_is_no_search() -> None:
+    with pytest.raises(ValueError, match="No candidate"):
+        au.select(None, "sst2", {})
+
+
+def test_a_real_search_reports_the_test_part(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUSTEER_DATA", raising=False)
+    units = au.activation_momentum(model, au.split(au.load_pairs("sentiment")).train[:16]).top(20)
+    push = au.methods.DirectionalAUSteer(units, alpha=8.0)
+    found = au.select(model, "sentiment", {"towards": push, "away": -push}, n=8, limit=3.0)
+    assert found.name == "towards"
+    test = au.load_task("sentiment", "test", n=8)
+    assert found.test.task.items == replace(test).items
+    assert (
+        found.searched["towards"].mean("margin")
+        > found.unsteered[0].mean("margin")
+        > found.searched["away"].mean("margin")
+    )
+    assert "kl on openings" in found.test.price
