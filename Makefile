@@ -2,6 +2,7 @@
 # make book CHAPTER=03 the same for one chapter
 # make test            unit tests, then the book, then the tests of the book
 # make bench           time a sweep of single units against one forward pass per unit
+# make eval            every method on answer tasks, for any model: make eval MODEL=ID TASKS="boolq sst2" DEVICE=cuda
 # make lint | notebooks | lock | clean
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ LIBRARY := $(shell find austeer data -name __pycache__ -prune -o -print 2>/dev/n
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: book test bench lint notebooks lock clean install
+.PHONY: book test bench eval lint notebooks lock clean install
 .DELETE_ON_ERROR:
 
 book: install
@@ -32,6 +33,10 @@ test: install
 
 bench: install
 	@$(BIN)/python bench/unit_sweep.py
+
+eval: install
+	@$(BIN)/python experiments/evaluation.py $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device "$(DEVICE)") \
+	$(if $(DTYPE),--dtype "$(DTYPE)") $(TASKS)
 
 lint: .venv/.locked
 	@$(BIN)/ruff check .

@@ -17,6 +17,7 @@ def check_claims(
     model,
     values: dict[str, tuple[float, float, float]] | None = None,
     orderings: dict[str, bool] | None = None,
+    published: dict[str, tuple[str, str, float]] | None = None,
 ) -> None:
     """Show and assert a chapter's claims; with another model than the default one, show expected beside found.
 
@@ -24,6 +25,8 @@ def check_claims(
         model: the model that the chapter used.
         values: for each statement with a number, (stated, found, tolerance): stated is what the prose prints.
         orderings: for each statement that one thing exceeds another, whether it holds (with its margin).
+        published: for each quantity, (the published figure with its model, its source, what was measured here), for
+            the page of results; asserted nowhere.
 
     Raises:
         AssertionError: a claim fails on the default model on the CPU in float32; the message lists those that fail.
@@ -40,6 +43,10 @@ def check_claims(
             for name, (stated, found, tolerance) in values.items()
         ],
         "orderings": [{"name": name, "holds": holds} for name, holds in orderings.items()],
+        "published": [
+            {"name": name, "published": figure, "source": source, "measured": float(measured)}
+            for name, (figure, source, measured) in (published or {}).items()
+        ],
         "asserted": asserted,
     }
     display({MIME: record}, raw=True)

@@ -57,6 +57,7 @@ def select(
     candidates: Mapping[str, Steering],
     *,
     limit: float = 1.5,
+    unsteered: tuple[Report, Report] | None = None,
     n: int | None = None,
     seed: int = 0,
     shots: int = 0,
@@ -69,6 +70,7 @@ def select(
         task: a name that `load_task` knows.
         candidates: steerings by name: such as one for each k, alpha, site and rule.
         limit: candidates that raise perplexity beyond this multiple are left out.
+        unsteered: that of an earlier selection on the same parts, so that it is not measured again.
         n, seed, shots: as in `load_task`, for both parts.
         template: None or "chat".
 
@@ -79,7 +81,7 @@ def select(
         raise ValueError("No candidate was given; give a dictionary of steerings.")
     parts = [load_task(task, part, n=n, seed=seed, shots=shots) for part in ("validation", "test")]
     prices = text_prices(model, [None, *candidates.values()])
-    unsteered = tuple(score(model, part, None, template, prices[0]) for part in parts)
+    unsteered = unsteered or tuple(score(model, part, None, template, prices[0]) for part in parts)
     searched = {
         name: score(model, parts[0], steering, template, paid)
         for (name, steering), paid in zip(candidates.items(), prices[1:], strict=True)

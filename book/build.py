@@ -22,6 +22,7 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 from notebooks import address
+from results import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds, of one cell
@@ -220,9 +221,15 @@ def stage(root: Path, whole: bool) -> Path:
                 if cell.cell_type == "markdown":
                     cell.source = localise(cell.source, path, staged, whole, site)
             nbformat.write(notebook, source / path.relative_to(root))
+    executed = {
+        f"{site}{path.relative_to(root).with_suffix('.html').as_posix()}": nbformat.read(executed_path(path, root), 4)
+        for path in chapters(root)
+        if executed_path(path, root).exists()
+    }
     for path in (source / "book").rglob("*.md"):
         original = root / path.relative_to(source)
-        path.write_text(localise(path.read_text("utf-8"), original, staged, whole, site), "utf-8")
+        text = fill(path.read_text("utf-8"), executed)
+        path.write_text(localise(text, original, staged, whole, site), "utf-8")
     return source
 
 

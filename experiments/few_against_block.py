@@ -7,11 +7,8 @@ a block whose row is already in the file is not run again; delete the file to st
 cores.
 """
 
-import json
-from pathlib import Path
-
 import torch
-import transformers
+from rows import RESULTS, Rows, rounded
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 from tqdm.auto import tqdm
@@ -20,7 +17,6 @@ import austeer as au
 from austeer import diagnostics
 from austeer.sites import Place, anatomy
 
-TARGET = Path(__file__).parents[1] / "data" / "results" / "few_against_block.jsonl"
 QUESTION, HAPPY, SAD = " It made me feel very", " happy", " sad"
 STRENGTHS = (1.5, 2, 3, 5, 9, 17, 33)
 
@@ -51,15 +47,9 @@ def main() -> None:
     prompts = [p.prompt + side + QUESTION for p in pairs for side in (p.positive, p.negative)]
     openings = list({o.topic: o.prompt for o in au.split(au.load_prompts("openings")).train}.values())
     tokens = [diagnostics.token_id(model, word) for word in (HAPPY, SAD)]
-    versions = {
-        "weights": model.austeer_info.fingerprint,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-    done = TARGET.read_text().splitlines() if TARGET.exists() else []
-    known = {(row["site"], row["layer"]) for row in map(json.loads, done)}
-    effects = [row for row in au.load_results("unit_effects") if (row["site"], row["layer"]) not in known]
+    rows = Rows(RESULTS / "few_against_block.jsonl", model, about=("site", "layer"))
+    blocks = au.load_results("unit_effects")
+    effects = [row for row in blocks if not rows.get(site=row["site"], layer=row["layer"])]
     for block in tqdm(effects, desc="blocks"):
         place, sets = Place(block["layer"], block["site"]), choices(block)
         width = anatomy(model).widths[place.site]
@@ -75,20 +65,16 @@ def main() -> None:
             "layer": place.layer,
             "units": {name: len(units) for name, units in sets.items()},
             "strengths": list(STRENGTHS),
-            "help": _by_choice(sets, (happy - sad).T / 2),
-            "price": _by_choice(sets, kl),
-            **versions,
+            "help": _by_choice(sets, (happy - sad).T / 2, 3),
+            "price": _by_choice(sets, kl, 5),
         }
-        done.append(json.dumps(row))
-        beside = TARGET.with_suffix(".partial")  # renamed when whole: a killed run leaves whole rows only
-        beside.write_text("\n".join(done) + "\n")
-        beside.replace(TARGET)
+        rows.add(row)
 
 
-def _by_choice(sets: dict, values: torch.Tensor) -> dict[str, list]:
+def _by_choice(sets: dict, values: torch.Tensor, digits: int) -> dict[str, list]:
     """One list per choice, in the order of the strengths."""
-    rounded = [[round(v, 3) for v in row] if isinstance(row, list) else round(row, 5) for row in values.tolist()]
-    return {name: rounded[n * len(STRENGTHS) : (n + 1) * len(STRENGTHS)] for n, name in enumerate(sets)}
+    parts = rounded(values, digits)
+    return {name: parts[n * len(STRENGTHS) : (n + 1) * len(STRENGTHS)] for n, name in enumerate(sets)}
 
 
 if __name__ == "__main__":

@@ -6,18 +6,15 @@ Resumable: a cell whose row is already in the file is not run again; delete the 
 on two CPU cores.
 """
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-import transformers
+from rows import RESULTS, Rows, rounded
 from tqdm.auto import tqdm
 
 import austeer as au
 from austeer.steering import Steering
 
-TARGET = Path(__file__).parents[1] / "data" / "results" / "sentiment_sweep.jsonl"
 PROTOCOL = {"max_new_tokens": 24, "min_new_tokens": 24, "repetition_penalty": 1.1, "rows_per_pass": 256}
 
 
@@ -61,18 +58,10 @@ def main() -> None:
     model = au.load()
     momentum = au.activation_momentum(model, au.split(au.load_pairs("sentiment")).train)
     openings = au.split(au.load_prompts("openings"))
-    versions = {
-        "weights": model.austeer_info.fingerprint,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-    TARGET.parent.mkdir(exist_ok=True)
-    done = TARGET.read_text().splitlines() if TARGET.exists() else []
-    known = {json.dumps(json.loads(line)["cell"], sort_keys=True) for line in done}
+    rows = Rows(RESULTS / "sentiment_sweep.jsonl", model)
     grid = [({"choice": "unsteered", "k": 0, "alpha": 0}, None), *cells(momentum)]
     for cell, steering in tqdm(grid, desc="cells"):
-        if json.dumps(cell, sort_keys=True) in known:
+        if rows.get(cell=cell):
             continue
         # controls choose nothing, so they need no validation openings
         parts = (
@@ -87,17 +76,13 @@ def main() -> None:
             "sentiment": _lists(au.sentiment(texts), len(prompts)),
             "perplexity": _lists(au.perplexity(model, texts, prompts * len(signs)), len(prompts)),
             "repetition": _lists(au.repetition(texts), len(prompts)),
-            **versions,
         }
-        done.append(json.dumps(row))
-        beside = TARGET.with_suffix(".partial")  # renamed when whole: a killed run leaves whole rows only
-        beside.write_text("\n".join(done) + "\n")
-        beside.replace(TARGET)
+        rows.add(row)
 
 
 def _lists(values: torch.Tensor, openings: int) -> list[list[float]]:
     """One list per sign, in the order +, -; four decimals."""
-    return [[round(value, 4) for value in side] for side in values.view(-1, openings).tolist()]
+    return rounded(values.view(-1, openings))
 
 
 if __name__ == "__main__":

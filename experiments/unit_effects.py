@@ -6,18 +6,14 @@ Resumable: a block whose row is already in the file is not run again; delete the
 on two CPU cores.
 """
 
-import json
-from pathlib import Path
-
 import torch
-import transformers
+from rows import RESULTS, Rows, rounded
 from tqdm.auto import tqdm
 
 import austeer as au
 from austeer import diagnostics
 from austeer.sites import Place, anatomy
 
-TARGET = Path(__file__).parents[1] / "data" / "results" / "unit_effects.jsonl"
 QUESTION, HAPPY, SAD = " It made me feel very", " happy", " sad"
 FACTOR = 5.0
 
@@ -28,18 +24,10 @@ def main() -> None:
     pairs = list({pair.topic: pair for pair in au.split(au.load_pairs("sentiment")).train}.values())
     prompts = [p.prompt + side + QUESTION for p in pairs for side in (p.positive, p.negative)]
     tokens = [diagnostics.token_id(model, word) for word in (HAPPY, SAD)]
-    versions = {
-        "weights": model.austeer_info.fingerprint,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-    TARGET.parent.mkdir(exist_ok=True)
-    done = TARGET.read_text().splitlines() if TARGET.exists() else []
-    known = {(row["site"], row["layer"]) for row in map(json.loads, done)}
+    rows = Rows(RESULTS / "unit_effects.jsonl", model, about=("site", "layer"))
     found = anatomy(model)
     grid = [Place(layer, site) for site in ("attention", "ffn") for layer in range(found.layers)]
-    for place in tqdm([place for place in grid if (place.site, place.layer) not in known], desc="blocks"):
+    for place in tqdm([place for place in grid if not rows.get(site=place.site, layer=place.layer)], desc="blocks"):
         width = found.widths[place.site]
         factor = diagnostics.turned_up(width, [[], *([unit] for unit in range(width))], FACTOR)
         logits = diagnostics.unembed(model, diagnostics.sweep(model, prompts, place, factor), tokens)
@@ -52,20 +40,13 @@ def main() -> None:
             "topics": [pair.topic for pair in pairs],
             "help": _over_pairs((happy - sad) / 2),
             "lean": _over_pairs((happy + sad) / 2),
-            **versions,
         }
-        done.append(json.dumps(row))
-        beside = TARGET.with_suffix(".partial")  # renamed when whole: a killed run leaves whole rows only
-        beside.write_text("\n".join(done) + "\n")
-        beside.replace(TARGET)
+        rows.add(row)
 
 
 def _over_pairs(values: torch.Tensor) -> dict[str, list[float]]:
     """Mean and standard deviation over the pairs, one number for each unit."""
-    return {
-        "mean": [round(value, 5) for value in values.mean(0).tolist()],
-        "deviation": [round(value, 5) for value in values.std(0).tolist()],
-    }
+    return {"mean": rounded(values.mean(0), 5), "deviation": rounded(values.std(0), 5)}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,15 @@ def test_true_claims_pass_and_are_recorded(model: Any, shown: list[dict[str, Any
     record = shown[-1][claims.MIME]
     assert record["values"] == [{"name": "swing", "stated": 0.9, "found": 0.92, "tolerance": 0.05}]
     assert record["orderings"] == [{"name": "more is more", "holds": True}]
+    assert record["published"] == []
     assert record["asserted"] is True
+
+
+def test_published_figures_are_recorded_and_not_asserted(model: Any, shown: list[dict[str, Any]]) -> None:
+    au.claims.check_claims(model, published={"accuracy": ("99 % (a large model)", "a paper", 0.1)})
+    assert shown[-1][claims.MIME]["published"] == [
+        {"name": "accuracy", "published": "99 % (a large model)", "source": "a paper", "measured": 0.1}
+    ]
 
 
 @pytest.mark.parametrize("found", [0.96, float("nan")])

@@ -69,6 +69,14 @@ def test_a_larger_limit_lets_dearer_candidates_in(scored: list) -> None:
     assert au.select(None, "sst2", candidates("quiet", "loud"), limit=2.0).name == "loud"
 
 
+def test_what_is_known_of_the_unsteered_model_is_not_measured_again(scored: list) -> None:
+    first = au.select(None, "sst2", candidates("quiet"))
+    scored.clear()
+    again = au.select(None, "sst2", candidates("good"), unsteered=first.unsteered)
+    assert None not in {name for _, name in scored}
+    assert again.curse == pytest.approx(0.5)
+
+
 def test_candidates_that_all_cost_too_much_are_refused(scored: list) -> None:
     with pytest.raises(ValueError, match=r"least 1\.60"):
         au.select(None, "sst2", candidates("loud"))

@@ -1,0 +1,44 @@
+"""Writes the page of results from what the executed chapters recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from claims import recorded_claims
+from nbformat import NotebookNode
+
+PUBLISHED, STATED = "<!-- published -->", "<!-- stated -->"  # the lines of book/results.md that are replaced
+
+
+def fill(page: str, chapters: Mapping[str, NotebookNode]) -> str:
+    """Puts the tables of the executed chapters, given by address, into the page."""
+    found = {link: claims for link, notebook in chapters.items() if (claims := recorded_claims(notebook))}
+    titles = {link: title(chapters[link]) for link in found}
+    beside = [
+        (f"{row['name']} ([{titles[link]}]({link}))", row["published"], row["source"], f"{row['measured']:.3g}")
+        for link, claims in found.items()
+        for row in claims["published"]
+    ]
+    stated = "\n\n".join(
+        f"### {titles[link]}\n\n"
+        + table(
+            ("claim", "stated", "found in this run"),
+            [(row["name"], f"{row['stated']:g}", f"{row['found']:.4g}") for row in claims["values"]]
+            + [(row["name"], "holds", "holds" if row["holds"] else "fails") for row in claims["orderings"]],
+        )
+        for link, claims in found.items()
+    )
+    published = table(("quantity", "published", "source", "measured here"), beside) if beside else ""
+    return page.replace(PUBLISHED, published).replace(STATED, stated)
+
+
+def title(chapter: NotebookNode) -> str:
+    """The heading of a chapter."""
+    return chapter.cells[0].source.partition("\n")[0].lstrip("# ")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

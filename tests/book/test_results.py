@@ -1,0 +1,48 @@
+"""The page of results holds what the chapters recorded, and nothing is left to be filled in."""
+
+import nbformat
+import pytest
+from build import chapters, executed_path
+from claims import MIME, recorded_claims
+from notebooks import ROOT
+from results import PUBLISHED, STATED, fill, table
+
+RECORD = {
+    "values": [{"name": "swing | mood", "stated": 0.8, "found": 0.8213, "tolerance": 0.05}],
+    "orderings": [{"name": "few beat all", "holds": True}],
+    "published": [{"name": "BoolQ", "published": "70.5 %", "source": "a paper", "measured": 0.512}],
+    "asserted": True,
+}
+
+
+def executed(*records: dict) -> nbformat.NotebookNode:
+    outputs = [nbformat.v4.new_output("display_data", {MIME: record}) for record in records]
+    cells = [nbformat.v4.new_markdown_cell("# Of units\n\nText."), nbformat.v4.new_code_cell("1", outputs=outputs)]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def test_a_page_gets_what_chapters_recorded():
+    page = fill(f"a\n{PUBLISHED}\nb\n{STATED}\n", {"book/x.html": executed(RECORD), "book/y.html": executed()})
+    assert "| BoolQ ([Of units](book/x.html)) | 70.5 % | a paper | 0.512 |" in page
+    assert "### Of units" in page
+    assert r"| swing \| mood | 0.8 | 0.8213 |" in page
+    assert "| few beat all | holds | holds |" in page
+    assert "y.html" not in page
+    assert "<!--" not in page
+
+
+def test_without_published_figures_there_is_no_empty_table():
+    assert fill(PUBLISHED, {"x": executed(RECORD | {"published": []})}) == ""
+
+
+def test_a_table_has_one_line_per_row():
+    assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+@pytest.mark.parametrize("chapter", chapters(ROOT), ids=lambda path: path.stem)
+def test_the_built_page_has_every_claim_of_every_chapter(chapter):
+    page = (ROOT / "_build" / "html" / "book" / "results.html").read_text("utf-8")
+    claims = recorded_claims(nbformat.read(executed_path(chapter, ROOT), as_version=4))
+    assert page.count("holds</p>") >= 2 * len(claims["orderings"])
+    for row in claims["values"]:
+        assert f"{row['found']:.4g}" in page.replace("\u2212", "-")
