@@ -239,8 +239,9 @@ def _number(model, items: Sequence[Item], prompts: Sequence[str], steering: Stee
     texts = generate(model, list(prompts), steering, max_new_tokens=64)
     scores = []
     for text, item in zip(texts, items, strict=True):
-        found = re.findall(r"-?\d[\d,]*\.?\d*", re.split(r"\n\s*\n|Question:", text.strip())[0])
-        last = float(found[-1].replace(",", "").rstrip(".")) if found else math.nan
+        found = re.findall(r"(-?\d[\d,]*\.?\d*)(?:/([1-9]\d*))?", re.split(r"\n\s*\n|Question:", text.strip())[0])
+        above, below = found[-1] if found else ("nan", "")
+        last = float(above.replace(",", "").rstrip(".")) / float(below or 1)
         scores.append(float(abs(last - float(item.right[0])) < 1e-3))
     return {"accuracy": torch.tensor(scores)}, math.nan
 

@@ -129,9 +129,7 @@ def effect_against_price(
     return figure
 
 
-def effect_by_units(
-    curves: dict[str, tuple[Sequence[int], Tensor]], levels: dict[str, Tensor], ylabel: str
-) -> Figure:
+def effect_by_units(curves: dict[str, tuple[Sequence[int], Tensor]], levels: dict[str, Tensor], ylabel: str) -> Figure:
     """Draw effect against the number of units, with intervals, and, as bands, that of methods without such a number.
 
     Args:
@@ -143,7 +141,7 @@ def effect_by_units(
     for (name, (effect, low, high)), colour in zip(levels.items(), ("#2e7d32", "#7b3fa0", "#8a6d00"), strict=False):
         axes.axhspan(low, high, color=colour, alpha=0.10, lw=0)
         axes.axhline(effect, color=colour, lw=1.2, ls="--", label=name)
-    for (name, (numbers, values)), mark, colour in zip(curves.items(), "os^", (PLUS, MINUS, CHANCE), strict=True):
+    for (name, (numbers, values)), mark, colour in zip(curves.items(), "os^", (PLUS, MINUS, CHANCE), strict=False):
         if name.startswith("random"):
             axes.plot(numbers, values[:, 0].tolist(), mark, ms=4, color=colour, label=name)
         else:
@@ -263,22 +261,23 @@ def heat_map(panels: dict[str, Tensor], label: str, limit: float) -> Figure:
     return figure
 
 
-def forest(names: Sequence[str], chosen: Tensor, mean: Tensor, low: Tensor, high: Tensor, xlabel: str) -> Figure:
-    """Draw one row per unit: its mean on new data with an interval, and, hollow, its mean where it was chosen.
+def forest(names: Sequence[str], chosen: Tensor | None, mean: Tensor, low: Tensor, high: Tensor, xlabel: str) -> Figure:
+    """Draw one row per unit or method: its mean with an interval, and, hollow, its mean on the data that chose it.
 
     Args:
         names: the rows, from top to bottom.
-        chosen: (rows,) means on the data that chose the units.
-        mean, low, high: (rows,) means and interval on other data.
+        chosen: (rows,) means on the data that chose the units; None if nothing was chosen.
+        mean, low, high: (rows,) means and interval, on other data.
         xlabel: what is shown, with its unit.
     """
     figure, axes = _axes(0.22 * len(names) + 1.0)
     places = list(range(len(names)))[::-1]
     errors = torch.stack([mean - low, high - mean]).tolist()
     axes.errorbar(mean.tolist(), places, xerr=errors, fmt="o", ms=4, lw=1.2, color=PLUS, label="on other topics")
-    axes.plot(chosen.tolist(), places, "o", ms=5, mfc="none", color=MINUS, label="where it was chosen")
+    if chosen is not None:
+        axes.plot(chosen.tolist(), places, "o", ms=5, mfc="none", color=MINUS, label="where it was chosen")
+        axes.legend(fontsize=8)
     axes.axvline(0, color=INK, lw=0.8)
     axes.set_yticks(places, names, fontsize=8)
     axes.set_xlabel(xlabel)
-    axes.legend(fontsize=8)
     return figure

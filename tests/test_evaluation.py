@@ -74,7 +74,7 @@ def test_several_right_answers_share_their_probability(tiny: Any, spoken: Any) -
     ("text", "right"),
     [
         (" 3 and 4 make 7.", 1.0), (" It is 7 apples\n\nQuestion: what is 8?", 1.0), (" 7,000", 0.0), (" seven", 0.0),
-        (" 7.0", 1.0), (" -7", 0.0), (" 7 or 8", 0.0),
+        (" 14/2", 1.0), (" 7/2", 0.0), (" 7.0", 1.0), (" -7", 0.0), (" 7 or 8", 0.0),
     ],
 )  # fmt: skip
 def test_the_last_number_of_the_answer_counts(tiny: Any, spoken: Any, text: str, right: float) -> None:

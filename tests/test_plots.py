@@ -31,6 +31,12 @@ def every_figure() -> list[Figure]:
         plots.convergence([1, 10], {"KL": {"unit 3": torch.rand(2)}, "KL, too": {"unit 3": torch.rand(2)}}),
         plots.heat_map({"attention": torch.randn(3, 8), "ffn": torch.randn(3, 8)}, "help", limit=1.0),
         plots.forest(["a", "b"], torch.ones(2), torch.zeros(2), -torch.ones(2), torch.ones(2), "help"),
+        plots.forest(["a", "b"], None, torch.zeros(2), -torch.ones(2), torch.ones(2), "swing"),
+        plots.effect_by_units(
+            {"momentum": ([1, 20], torch.rand(2, 3)), "random units": ([1, 1], torch.rand(2, 3))},
+            {"best block": torch.tensor([0.5, 0.4, 0.6])},
+            "swing",
+        ),
     ]
 
 
@@ -80,3 +86,10 @@ def test_strength_0_has_no_place_on_a_logarithmic_axis_of_prices() -> None:
     for scale, first in (("linear", 0.0), ("log", 0.1)):
         axes = plots.effect_against_price(curves, price=0.1, prices=(0.01, 1.0), scale=scale).axes[0]
         assert axes.lines[0].get_xdata()[0] == first
+
+
+def test_intervals_reach_from_low_to_high() -> None:
+    curves = {"momentum": ([1, 20], torch.tensor([[0.5, 0.2, 0.9], [0.6, 0.5, 0.8]]))}
+    figure = plots.effect_by_units(curves, {}, "swing")
+    segments = figure.axes[0].collections[0].get_segments()
+    assert [[round(float(y), 3) for y in segment[:, 1]] for segment in segments] == [[0.2, 0.9], [0.5, 0.8]]
