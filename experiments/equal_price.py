@@ -107,14 +107,17 @@ def units_alone(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
         yield shift({"choice": "mean difference", "k": k}, momentum.top(k, by="mean_difference"))
     for k, draws in ((1, 5), (20, 5)):
         for seed in range(draws):
-            cell, steering, start = shift({"choice": "random", "k": k, "seed": seed}, momentum.random(k, seed))
-            yield cell, steering, 3 * start
+            units = momentum.random(k, seed).with_norm_of(momentum.top(k))
+            cell, steering, start = shift({"choice": "random", "k": k, "seed": seed}, units)
+            yield cell, steering, 1.4 * start
     for rank in (2, 3, 4):
         yield shift({"choice": "momentum", "k": 1, "rank": rank}, momentum.top(rank)[rank - 1 :])
     yield shift({"choice": "momentum", "k": 20, "positions": "last"}, momentum.top(20), "last")
 
     choices = [("momentum", momentum.top(20), {}), ("mean difference", momentum.top(20, by="mean_difference"), {})]
-    choices += [("random", momentum.random(20, seed), {"seed": seed}) for seed in range(2)]
+    choices += [
+        ("random", momentum.random(20, seed).with_norm_of(momentum.top(20)), {"seed": seed}) for seed in range(2)
+    ]
     for choice, units, seed in choices:  # the rest of the 2 x 2 x 2
         cell = {"choice": choice, "k": 20, **seed}
         weighted = replace(units, mean_difference=units.mean_difference * units.beta.abs())
