@@ -90,6 +90,14 @@ def test_refusals_and_hostile_words_are_found_by_what_is_written_down(tiny: Any,
     assert au.evaluate(tiny("llama"), task("toxicity", *items)).scores["hostile words (proxy)"].tolist() == [1, 0, 1, 0]
 
 
+def test_the_phrases_find_one_in_five_of_the_books_own_refusals() -> None:
+    """As the page on responsible use says of this proxy."""
+    refusals = [pair.positive for pair in au.load_pairs("refusal")]
+    assert sum(bool(evaluation.REFUSALS.search(text)) for text in refusals) / len(refusals) == pytest.approx(
+        0.2, abs=0.02
+    )
+
+
 def test_a_text_is_scored_up_to_a_limit(model: Any) -> None:
     long = "The soup was warm and thick. " * 200
     found = au.evaluate(model, task("text", Item(long, (), (), "g")))
