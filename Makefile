@@ -1,5 +1,6 @@
 # make book            execute the chapters that changed, build the site, say where it is
 # make book CHAPTER=03 the same for one chapter
+# make book OFFLINE=1  the same, and the site loads nothing from other hosts; needs npm once; make test takes it, too
 # make test            unit tests, then the book, then the tests of the book
 # make bench           time a sweep of single units against one forward pass per unit
 # make eval            every method on answer tasks, for any model: make eval MODEL=ID TASKS="boolq sst2" DEVICE=cuda
@@ -7,6 +8,7 @@
 
 PYTHON ?= python3
 CHAPTER ?=
+OFFLINE ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -20,14 +22,17 @@ export PYTHONNOUSERSITE = 1
 .PHONY: book test bench eval lint notebooks lock clean install
 .DELETE_ON_ERROR:
 
-book: install
-	@$(BIN)/python book/build.py --chapter="$(CHAPTER)"
+BUILD := $(BIN)/python book/build.py $(if $(OFFLINE),--offline)
+SCRIPTS := $(if $(OFFLINE),_build/npm/.installed)
+
+book: install $(SCRIPTS)
+	@$(BUILD) --chapter="$(CHAPTER)"
 
 # Every part runs, whichever failed before; the closing line of the last pytest is the last one printed.
-test: install
+test: install $(SCRIPTS)
 	@status=0; \
 	$(BIN)/pytest tests --ignore=tests/book || status=1; \
-	$(BIN)/python book/build.py || status=1; \
+	$(BUILD) || status=1; \
 	$(BIN)/pytest tests/book || status=1; \
 	exit $$status
 
@@ -61,6 +66,14 @@ install: .venv/.locked .venv/.installed
 	@rm -rf _build/wheel
 	@$(PIP) wheel -q --no-deps --no-build-isolation -w _build/wheel .
 	@$(PIP) install -q --no-deps --force-reinstall _build/wheel/*.whl
+	@touch $@
+
+# No package needs to run a script of its own: what the pages load lies in the packages as it is.
+_build/npm/.installed: book/package.json book/package-lock.json
+	@command -v npm >/dev/null || { \
+	echo "OFFLINE=1 takes the pages' scripts from npm packages: install npm (\`apt-get install npm\`)."; exit 1; }
+	@mkdir -p _build/npm && cp book/package.json book/package-lock.json _build/npm
+	@npm ci --prefix _build/npm --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 # The lock is what a clean environment gets today. torch is named first, and by its plain version: where a CPU build

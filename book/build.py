@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
+import vendored
 import yaml
 from nbformat import NotebookNode
 from notebooks import address
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds, of one cell
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 OWN_DATA = "application/vnd.austeer."  # outputs for the tests, which no page can show
+NOT_STAGED = ("*.py", "*.ipynb", "__pycache__", "package*.json")  # of book/; chapters are staged as executed
 VERSIONS = ("austeer", "torch", "transformers")  # what a page's last line names
 
 
@@ -204,7 +206,7 @@ def stage(root: Path, whole: bool) -> Path:
     """Lays out what jupyter-book reads: settings, pages and the executed chapters."""
     source, site = root / "_build" / "source", address(root).site
     shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(root / "book", source / "book", ignore=shutil.ignore_patterns("*.py", "*.ipynb", "__pycache__"))
+    shutil.copytree(root / "book", source / "book", ignore=shutil.ignore_patterns(*NOT_STAGED))
     shutil.copyfile(root / "_config.yml", source / "_config.yml")
     toc = yaml.safe_load((root / "_toc.yml").read_text("utf-8"))
     missing = {
@@ -233,9 +235,11 @@ def stage(root: Path, whole: bool) -> Path:
     return source
 
 
-def build_site(root: Path, whole: bool) -> bool:
+def build_site(root: Path, whole: bool, offline: bool = False) -> bool:
     """Builds the pages into _build/html, where every warning is an error."""
     source = stage(root, whole)
+    if offline:
+        vendored.stage(root, source)
     for leftover in (root / "_build" / "html", root / "_build" / ".doctrees"):
         shutil.rmtree(leftover, ignore_errors=True)
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", root]
@@ -248,8 +252,11 @@ def build_site(root: Path, whole: bool) -> bool:
     return True
 
 
-def main(root: Path, chapter: str | None) -> int:
+def main(root: Path, chapter: str | None, offline: bool = False) -> int:
     """Executes what is out of date, builds the site, and returns the exit status."""
+    if offline and not vendored.are_installed(root):
+        print("The packages of an offline site are not in _build/npm: run `make book OFFLINE=1`, which installs them.")
+        return 1
     if not library_is_installed(root):
         print("The installed library is not the one of this checkout: run `make book`, which installs it first.")
         return 1
@@ -270,11 +277,13 @@ def main(root: Path, chapter: str | None) -> int:
     if failed and not chapter:
         print(f"No site without {', '.join(failed)}.", flush=True)
         return 1
-    built = build_site(root, whole=not chapter)
+    built = build_site(root, not chapter, offline)
     return int(bool(failed) or not built)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chapter", help="number or name of the only chapter to execute", default=None)
-    sys.exit(main(ROOT, parser.parse_args().chapter or None))
+    parser.add_argument("--offline", help="build a site that loads nothing from other hosts", action="store_true")
+    arguments = parser.parse_args()
+    sys.exit(main(ROOT, arguments.chapter or None, arguments.offline))

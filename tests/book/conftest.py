@@ -1,16 +1,23 @@
-"""Throw-away books for the tests of the build, and the real one's places."""
+"""Throw-away books for the tests of the build; a server and a browser for those of the site."""
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from built_site import HTML, ROOT, needs
 
-ROOT = Path(__file__).resolve().parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+# No name is resolved, so that not even what a page asks of another host without a request gets out.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 CONFIG = """\
 title: A book
 only_build_toc_files: true
@@ -44,3 +51,30 @@ def small_book(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    """The address of a local server of the built site."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(HTML)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium that reaches this machine only."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    needs(executable, "Chromium is missing: install Debian's package `chromium`.")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield running
+        running.close()

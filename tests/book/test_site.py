@@ -1,11 +1,6 @@
 """The built site: every chapter was executed as it is now, its numbers hold, and its pages are whole."""
 
 import functools
-import os
-import shutil
-import threading
-from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -14,17 +9,11 @@ import claims
 import nbformat
 import notebooks
 import pytest
-import yaml
-from bs4 import BeautifulSoup
+from built_site import HTML, MADE_BY_SPHINX, PAGES, ROOT, TOC, each_page, open_page, parsed
 
-ROOT = Path(__file__).resolve().parents[2]
-HTML = ROOT / "_build" / "html"
 CHAPTERS = build.chapters(ROOT)
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
-PAGES = [f"{name}.html" for name in build.toc_files(TOC)]
 
 each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-each_page = pytest.mark.parametrize("page", PAGES)
 
 
 @functools.cache
@@ -32,11 +21,6 @@ def executed(chapter: Path) -> nbformat.NotebookNode:
     path = build.executed_path(chapter, ROOT)
     assert path.exists(), f"{chapter.name} was not executed: run `make book`"
     return nbformat.read(path, as_version=4)
-
-
-@functools.cache
-def parsed(path: Path) -> BeautifulSoup:
-    return BeautifulSoup(path.read_text("utf-8"), "html.parser")
 
 
 def test_table_of_contents_names_every_chapter():
@@ -84,6 +68,13 @@ def test_prose_states_only_recorded_numbers(chapter):
 @each_page
 def test_page_exists(page):
     assert (HTML / page).is_file()
+
+
+def test_no_page_is_left_out_of_the_tests():
+    found = {path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html")}
+    pages = {page for page in found if not page.startswith("_static/")}
+    assert pages == {"index.html", *PAGES, *MADE_BY_SPHINX}
+    assert f"url={PAGES[0]}" in (HTML / "index.html").read_text("utf-8"), "index.html only leads to the first page"
 
 
 @each_page
@@ -149,39 +140,6 @@ def test_buttons_of_a_chapter_open_its_file(chapter):
 
 # In a browser: needs Chromium, and no network, since nothing but the site itself is let through.
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[str]:
-    """The address of a local server of the built site."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(HTML)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium."""
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        if os.environ.get("AUSTEER_BROWSER") == "required":
-            pytest.fail("Chromium is missing: install Debian's package `chromium`.")
-        pytest.skip("Chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield running
-        running.close()
-
 
 @each_page
 def test_page_opens_without_errors_and_fits_a_phone(page, site, browser):
@@ -197,12 +155,10 @@ def test_page_opens_without_errors_and_fits_a_phone(page, site, browser):
             else None
         ),
     )
-    tab.goto(site + page, wait_until="load")
+    open_page(tab, site + page)
     widths = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     displays = tab.evaluate("[...document.querySelectorAll('div.math')].map(box => getComputedStyle(box).display)")
     context.close()
     assert "flex" not in displays, "a centred equation that is wider than a phone loses its left part"
-    # Without a network there is no require.js, which the page's widgets ask for.
-    errors = [error for error in errors if "require is not defined" not in error and "requirejs" not in error]
     assert errors == []
     assert widths[0] <= widths[1], f"the page is {widths[0]} pixels wide on a phone of {widths[1]}"
