@@ -1,6 +1,6 @@
-"""Make data/results/equal_price.jsonl: what every method of chapter 05 does to three behaviours at an equal price.
+"""Make data/results/equal_price.jsonl: what the methods of chapter 05 do to two behaviours at an equal price.
 
-    python experiments/equal_price.py [mood] [formality] [agreement]
+    python experiments/equal_price.py [mood] [agreement]
 
 For each method the strength is raised, or lowered, by a factor of 1.4 until its price, the perplexity of the worse
 sign's text as a multiple of the unsteered, is below 1.5 at one strength and above it at the next. Where a method has a
@@ -23,7 +23,7 @@ from austeer.steering import Steering
 PRICE, FACTOR = 1.5, 1.4
 EVERY = (1, 2, 5, 10, 20, 50, 100, 500, 2000)
 LAYERS = {
-    "residual": (16, 18, 20, 22),
+    "residual": (16, 18, 20, 22, 24, 26),
     "attention": (18, 25),
     "ffn": (16, 18),
 }
@@ -73,7 +73,7 @@ def at_equal_price(rows: Rows, measure: Measure, candidate: Candidate) -> float 
     """Run strengths until the price is crossed; return the effect there, or None if it never is."""
     cell, steering, alpha = candidate
     seen = {}
-    for _ in range(5):
+    for _ in range(8):
         this = {"behaviour": measure.behaviour, "part": measure.part, **cell, "alpha": float(f"{alpha:.3g}")}
         row = rows.get(cell=this) or rows.add({"cell": this, **measure(steering * this["alpha"])})
         plus, minus = torch.tensor(row["effect"])
@@ -147,7 +147,8 @@ def shuffled(model, pairs: list, draws: int) -> Iterator[Candidate]:
     """Yield 20 units each of fits on labels without meaning."""
     for seed in range(draws):
         units = au.activation_momentum(model, au.swap_topics(pairs, seed)).top(20)
-        yield shift({"choice": "shuffled labels", "k": 20, "seed": seed}, units)
+        cell, steering, start = shift({"choice": "shuffled labels", "k": 20, "seed": seed}, units)
+        yield cell, steering, 12 * start
 
 
 def families(model, pairs: list, momentum: dict, whole: bool) -> Iterator[list[Candidate]]:
@@ -170,7 +171,7 @@ def main() -> None:
     """Run the cells that are missing."""
     model = au.load()
     rows = Rows(RESULTS / "equal_price.jsonl", model)
-    for behaviour in sys.argv[1:] or ("mood", "formality", "agreement"):
+    for behaviour in sys.argv[1:] or ("mood", "agreement"):
         mood = behaviour == "mood"
         pairs = au.split(au.load_pairs("sentiment" if mood else behaviour)).train
         sites = ("attention", "residual", "ffn", "neuron")[: 4 if mood else 2]
