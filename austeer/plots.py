@@ -151,7 +151,7 @@ def effect_by_units(curves: dict[str, tuple[Sequence[int], Tensor]], levels: dic
             )
     axes.axhline(0, color=INK, lw=0.8)
     axes.set(xscale="log", xlabel="number of steered units", ylabel=ylabel)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.legend(fontsize=8, loc="lower right")
     return figure
 
 
