@@ -33,7 +33,7 @@ def every_figure() -> list[Figure]:
         plots.forest(["a", "b"], torch.ones(2), torch.zeros(2), -torch.ones(2), torch.ones(2), "help"),
         plots.forest(["a", "b"], None, torch.zeros(2), -torch.ones(2), torch.ones(2), "swing"),
         plots.effect_by_units(
-            {"momentum": ([1, 20], torch.rand(2, 3)), "random units": ([1, 1], torch.rand(2, 3))},
+            {"momentum": ([1, 20], torch.tensor([[0.5, 0.2, 0.9]] * 2)), "random units": ([1, 1], torch.rand(2, 3))},
             {"best block": torch.tensor([0.5, 0.4, 0.6])},
             "swing",
         ),
