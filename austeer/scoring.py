@@ -74,14 +74,13 @@ def log_probability_and_first(
     return log_p, first.nan_to_num(-1).long()
 
 
-def kl(model, texts: Sequence[str], steering: Steering, tokens_per_pass: int = 2 * TOKENS_PER_PASS) -> Tensor:
+def kl(model, texts: Sequence[str], steering: Steering) -> Tensor:
     """Return how far a steering moves the next-token distributions of a text: the mean KL(unsteered || steered).
 
     Args:
         model: a model from `load()`.
         texts: read as they are; at positions "last" and "generated" all tokens but the first count as generated.
         steering: what is applied.
-        tokens_per_pass: bounds the memory of a pass.
 
     Returns:
         (texts,) float32, nats per token, at every token from the first on.
@@ -96,7 +95,7 @@ def kl(model, texts: Sequence[str], steering: Steering, tokens_per_pass: int = 2
     rows.sort(key=lambda row: -len(token_ids(model, texts[row])))
     with tqdm(total=len(rows), desc="comparing", unit="text", leave=False) as bar:
         while rows:
-            fits = max(1, tokens_per_pass // (2 * len(token_ids(model, texts[rows[0]]))))
+            fits = max(1, TOKENS_PER_PASS // len(token_ids(model, texts[rows[0]])))
             part, rows = rows[:fits], rows[fits:]
             batch = encode(model, [texts[row] for row in part] * 2)
             half, real = len(part), batch["attention_mask"][: len(part)].bool()
