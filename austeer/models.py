@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -128,6 +130,26 @@ def load(
     weights = name if remote is True else fingerprint(model._module)
     model.austeer_info = ModelInfo(name, weights, (config.num_hidden_layers, config.hidden_size), bos, remote)
     return model
+
+
+def describe_run(model: str | None = None, device: str = "cpu", remote: bool | str = False) -> str:
+    """Return one line that says where a run with these arguments of `load` happens, and with which versions."""
+    where = device if device != "cpu" else f"the CPU ({torch.get_num_threads()} threads)"
+    if device == "cpu" and torch.cuda.is_available():
+        where += '; a GPU is here, too: DEVICE = "cuda"'
+    if remote:
+        where = "NDIF" if remote is True else f"{where}, rehearsing NDIF"
+    names = ("torch", "transformers", "nnsight")
+    versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)]
+    return f"{model or DEFAULT} on {where} · austeer {library_version()} · {' · '.join(versions)}"
+
+
+def library_version() -> str:
+    """Return this library's version, also where it is used from a checkout that is not installed."""
+    try:
+        return version("austeer")
+    except PackageNotFoundError:
+        return "0+checkout"
 
 
 def info(model: TransformersModel) -> ModelInfo:

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from austeer.models import ModelInfo, cast, info
+from austeer.models import ModelInfo, cast, info, library_version
 from austeer.sites import Place, Sites, anatomy, linear_weight, projection
 
 POSITIONS = ("all", "prompt", "last", "generated")
@@ -214,7 +213,7 @@ class Steering:
         """
         path = _safetensors(path)
         header = {
-            "austeer": _version(),
+            "austeer": library_version(),
             "model": asdict(self.model),
             "about": self.about,
             "operators": [
@@ -260,7 +259,7 @@ class Steering:
             model = ModelInfo(**{**header["model"], "shape": tuple(header["model"]["shape"])})
             return Steering(operators, model, header["about"])
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a steering that this austeer ({_version()}) can read: {error}.") from error
+            raise ValueError(f"{path} is not a steering that this austeer ({library_version()}) can read: {error}.") from error
 
 
 def apply(
@@ -415,10 +414,3 @@ def _safetensors(path: str | os.PathLike) -> Path:
     if path.suffix != ".safetensors":
         raise ValueError(f"{str(path)!r} does not end in .safetensors; steerings are kept as safetensors only.")
     return path
-
-
-def _version() -> str:
-    try:
-        return version("austeer")
-    except PackageNotFoundError:  # used from a checkout that is not installed
-        return "0+checkout"

@@ -56,12 +56,14 @@ class Address:
 
     @property
     def set_up(self) -> str:
-        """The text of the set-up cell, the same in every chapter."""
+        """The text of the set-up cell, the same in every chapter; the cell of switches stands before it."""
         return (
-            "# Set-up: installs the library where it is missing (Colab); elsewhere does nothing.\n"
+            "# Set-up: installs the library where it is missing (Colab), and says what runs.\n"
             "import importlib.util\n\n"
             'if importlib.util.find_spec("austeer") is None:\n'
-            f'    %pip install -q "austeer @ git+{self.repository}@v{self.version}"'
+            f'    %pip install -q "austeer @ git+{self.repository}@v{self.version}"\n\n'
+            "from austeer.models import describe_run\n\n"
+            "print(describe_run(MODEL, DEVICE, REMOTE))"
         )
 
     def head_links(self, name: str) -> str:
@@ -166,11 +168,13 @@ def _chapter_problems(notebook: NotebookNode, name: str, where: Address) -> list
             found.append("cell 1: the third paragraph does not say the minutes and what the chapter builds on")
         if where.head_links(name) not in blocks[2]:
             found.append("cell 1: the third paragraph lacks `[Open in Colab]() · [Source]()`: `make notebooks` fills")
-    for tag in ("set-up", "switches"):
-        count = sum(tag in tags(cell) for cell in cells if cell.cell_type == "code")
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    for number, tag in enumerate(("switches", "set-up")):
+        count = sum(tag in tags(cell) for cell in code)
         if count != 1:
             found.append(f"the file: {count} code cells are tagged `{tag}`, not one")
-    code = [cell for cell in cells if cell.cell_type == "code"]
+        elif tag not in tags(code[number]):
+            found.append(f"the file: code cell {number + 1} is not the one tagged `{tag}`")
     if not code or "claims" not in tags(code[-1]):
         found.append("the file: the last code cell is not tagged `claims`")
     return found

@@ -5,7 +5,7 @@
 For each method the strength is raised, or lowered, by a factor of 1.4 until its price, the perplexity of the worse
 sign's text as a multiple of the unsteered, is below 1.5 at one strength and above it at the next. Where a method has a
 layer or a number of heads to choose, all are run on the validation part and the best at that price on the test part.
-Resumable: a cell whose row is already in the file is not run again. About an hour and a half on two CPU cores.
+Resumable: a cell whose row is already in the file is not run again. About an hour for each behaviour on two CPU cores.
 """
 
 import sys
@@ -17,54 +17,54 @@ from rows import RESULTS, Rows, rounded
 from tqdm.auto import tqdm
 
 import austeer as au
-from austeer.evaluation import GREEDY_24, text_prices
+from austeer.evaluation import GREEDY_24
 from austeer.steering import Steering
 
 PRICE, FACTOR = 1.5, 1.4
 EVERY = (1, 2, 5, 10, 20, 50, 100, 500, 2000)
 LAYERS = {
-    "residual": (16, 18, 20, 22, 24, 26),
-    "attention": (18, 25),
-    "ffn": (16, 18),
+    "residual": (10, 12, 14, 16, 18, 20, 22, 24, 26, 28),
+    "attention": (14, 16, 18, 21, 23, 25),
+    "ffn": (12, 14, 16, 18, 21, 25),
 }
 Candidate = tuple[dict, Steering, float]  # what it is, the steering at strength 1, the first strength to run
 
 
 class Measure:
-    """Effect and price of a steering at both signs on one part of one behaviour's data."""
+    """Effect and price of a steering at both signs on one part of one behaviour's data.
+
+    The price is always that of 24 greedy tokens after the part's openings. The effect is their mood, or, of another
+    behaviour, by how much the log-probability of an item's positive answer exceeds that of its negative one.
+    """
 
     def __init__(self, model, behaviour: str, part: str):
         self.model, self.behaviour, self.part = model, behaviour, part
-        task = au.load_task(behaviour, part)
-        items = task.items if (behaviour, part) == ("mood", "test") else task.items[::2]
-        self.task = replace(task, items=items)
-        self.prompts = [item.prompt for item in items]
-        if behaviour == "mood":
-            texts = au.generate(model, self.prompts, None, **GREEDY_24)
-            self.unsteered = au.pooled(au.perplexity(model, texts, self.prompts))
+        self.items = au.load_task(behaviour, part).items
+        self.openings = [item.prompt for item in au.load_task("mood", part).items]
+        if part != "test":
+            self.items, self.openings = self.items[::2], self.openings[::2]
+        texts = au.generate(model, self.openings, None, **GREEDY_24)
+        self.unsteered = au.pooled(au.perplexity(model, texts, self.openings))
 
     def __call__(self, steering: Steering) -> dict:
-        """Return effects, (2, items) in the order +, -, and the price; the text's perplexities for the mood."""
-        signs = [steering, -steering]
-        if self.behaviour != "mood":
-            margins = [self._margin(sign) for sign in signs]
-            prices = text_prices(self.model, signs)
-            worse = max(prices, key=lambda price: price["perplexity"])
-            return {"effect": rounded(torch.stack(margins)), "price": round(worse["perplexity"], 4)}
-        prompts = self.prompts * 2
-        texts = au.generate(
-            self.model, prompts, [sign for sign in signs for _ in self.prompts], rows_per_pass=256, **GREEDY_24
-        )
+        """Return effects, (2, items) in the order +, -, and the price; of the mood also each text's perplexity."""
+        signs, prompts = (steering, -steering), self.openings * 2
+        each = [sign for sign in signs for _ in self.openings]
+        texts = au.generate(self.model, prompts, each, rows_per_pass=256, **GREEDY_24)
         cost = au.perplexity(self.model, texts, prompts).view(2, -1)
+        price = round(max(map(au.pooled, cost)) / self.unsteered, 4)
+        if self.behaviour != "mood":
+            return {"effect": rounded(torch.stack([self.margin(sign) for sign in signs])), "price": price}
         return {
             "effect": rounded(au.sentiment(texts).view(2, -1)),
             "perplexity": rounded(cost),
             "repetition": rounded(au.repetition(texts).view(2, -1)),
-            "price": round(max(map(au.pooled, cost)) / self.unsteered, 4),
+            "price": price,
         }
 
-    def _margin(self, steering: Steering) -> torch.Tensor:
-        answers = [(item.prompt, text) for item in self.task.items for text in item.right + item.wrong]
+    def margin(self, steering: Steering | None) -> torch.Tensor:
+        """Return (items,): log p(positive answer) - log p(negative answer), in nats."""
+        answers = [(item.prompt, text) for item in self.items for text in item.right + item.wrong]
         log_p = au.log_probability(self.model, [text for _, text in answers], [p for p, _ in answers], steering)
         return log_p.view(-1, 2)[:, 0] - log_p.view(-1, 2)[:, 1]
 
@@ -105,8 +105,8 @@ def units_alone(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
         yield shift({"choice": "momentum", "k": k}, momentum.top(k))
     for k in (1, 5, 20, 100, 500, 2000):
         yield shift({"choice": "mean difference", "k": k}, momentum.top(k, by="mean_difference"))
-    for k, draws in ((1, 5), (20, 5)):
-        for seed in range(draws):
+    for k in (1, 20):
+        for seed in range(10):
             units = momentum.random(k, seed).with_norm_of(momentum.top(k))
             cell, steering, start = shift({"choice": "random", "k": k, "seed": seed}, units)
             yield cell, steering, 1.4 * start
@@ -132,17 +132,6 @@ def units_elsewhere(momentum: dict[str, au.ActivationMomentum]) -> Iterator[Cand
         yield shift({"choice": "momentum", "k": 20}, momentum[site].top(20))
 
 
-def few(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
-    """Yield the part of `units_alone` that the other behaviours are measured with."""
-    for cell, steering, start in units_alone(momentum):
-        usual = (cell["rule"], cell["strength"], {"positions", "rank"} & cell.keys()) == ("directional", "fixed", set())
-        chosen = cell["choice"] == "momentum" and cell["k"] in (1, 20, 100, momentum.beta.numel())
-        paper = cell["choice"] == "momentum" and (cell["rule"], cell["strength"]) == ("multiplicative", "weighted")
-        other = cell["k"] == 20 and (cell["choice"] == "mean difference" or cell.get("seed", 9) < 2)
-        if paper or (usual and (chosen or other)):
-            yield cell, steering, start
-
-
 def shuffled(model, pairs: list, draws: int) -> Iterator[Candidate]:
     """Yield 20 units each of fits on labels without meaning."""
     for seed in range(draws):
@@ -151,19 +140,17 @@ def shuffled(model, pairs: list, draws: int) -> Iterator[Candidate]:
         yield cell, steering, 12 * start
 
 
-def families(model, pairs: list, momentum: dict, whole: bool) -> Iterator[list[Candidate]]:
+def families(model, pairs: list, momentum: dict) -> Iterator[list[Candidate]]:
     """Yield the methods that have something to choose: one list of candidates each."""
     caa, iti, sadi = au.methods.CAA, au.methods.ITI, au.methods.SADI
     for site, layers in LAYERS.items():
-        if whole or site == "residual":
-            start = 1.5 if site == "residual" else 8.0
-            cells = [{"method": "CAA", "site": site, "layer": layer} for layer in (layers if whole else layers[1::2])]
-            yield [(cell, caa(momentum[site], cell["layer"], 1.0), start) for cell in cells]
-    for site, sizes in (("attention", (5, 20)), ("neuron", (500,))):
-        if whole or site == "attention":
-            cells = [{"method": "SADI", "site": site, "k": k} for k in sizes]
-            yield [(cell, sadi(model, momentum[site], cell["k"], 1.0), 4.0) for cell in cells]
-    cells = [{"method": "ITI", "site": "attention", "k": k} for k in ((12, 48) if whole else (48,))]
+        start = 1.5 if site == "residual" else 8.0
+        cells = [{"method": "CAA", "site": site, "layer": layer} for layer in layers]
+        yield [(cell, caa(momentum[site], cell["layer"], 1.0), start) for cell in cells]
+    for site, sizes in (("attention", (1, 5, 20, 80)), ("neuron", (100, 500))):
+        cells = [{"method": "SADI", "site": site, "k": k} for k in sizes]
+        yield [(cell, sadi(model, momentum[site], cell["k"], 1.0), 4.0) for cell in cells]
+    cells = [{"method": "ITI", "site": "attention", "k": k} for k in (6, 12, 24, 48, 96)]
     yield [(cell, iti.fit(model, pairs, cell["k"], 1.0), 5.0) for cell in cells]
 
 
@@ -172,15 +159,14 @@ def main() -> None:
     model = au.load()
     rows = Rows(RESULTS / "equal_price.jsonl", model)
     for behaviour in sys.argv[1:] or ("mood", "agreement"):
-        mood = behaviour == "mood"
-        pairs = au.split(au.load_pairs("sentiment" if mood else behaviour)).train
-        sites = ("attention", "residual", "ffn", "neuron")[: 4 if mood else 2]
+        pairs = au.split(au.load_pairs("sentiment" if behaviour == "mood" else behaviour)).train
+        sites = ("attention", "residual", "ffn", "neuron")
         momentum = {site: au.activation_momentum(model, pairs, site) for site in sites}
         validation, test = (Measure(model, behaviour, part) for part in ("validation", "test"))
-        alone = [*(units_alone if mood else few)(momentum["attention"]), *shuffled(model, pairs, 3 if mood else 1)]
-        for candidate in tqdm(alone + list(units_elsewhere(momentum) if mood else ()), desc=behaviour):
+        alone = [*units_alone(momentum["attention"]), *shuffled(model, pairs, 3), *units_elsewhere(momentum)]
+        for candidate in tqdm(alone, desc=behaviour):
             at_equal_price(rows, test, candidate)
-        for family in families(model, pairs, momentum, whole=mood):
+        for family in families(model, pairs, momentum):
             found = []
             for candidate in tqdm(family, desc=f"{behaviour}, {family[0][0]['method']}"):
                 effect = at_equal_price(rows, validation, candidate)

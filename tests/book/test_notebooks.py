@@ -6,6 +6,8 @@ import nbformat
 import notebooks
 import pytest
 
+from austeer.models import describe_run
+
 ROOT = Path(__file__).resolve().parents[2]
 WHERE = notebooks.Address("https://github.com/someone/some-book", "1.2.3")
 
@@ -28,7 +30,7 @@ HEAD = "# 3 A chapter\n\nRank all units.\n\nTwo minutes · builds on chapter 01 
 
 def write(path: Path, *cells: nbformat.NotebookNode, head: str = HEAD) -> Path:
     """A chapter that keeps every rule, with the given cells in its middle."""
-    first = [markdown(head), code("", "set-up"), code("SEED = 0", "switches")]
+    first = [markdown(head), code("SEED = 0", "switches"), code("", "set-up")]
     notebook = nbformat.v4.new_notebook(cells=[*first, *cells, code("claims", "claims")])
     path.write_text(notebooks.to_text(notebooks.normal(notebook, path.name, WHERE)), "utf-8")
     return path
@@ -65,12 +67,26 @@ def test_generated_parts_follow_the_address(path):
     assert notebooks.problems(path, other) == []
 
 
-def test_set_up_cell_is_short_enough_and_runs_where_the_library_is_installed():
+def test_set_up_cell_is_short_enough_and_runs_where_the_library_is_installed(capsys):
     text = notebooks.address().set_up
     assert max(map(len, text.splitlines())) <= notebooks.CODE_WIDTH
     from IPython.core.inputtransformer2 import TransformerManager
 
-    exec(TransformerManager().transform_cell(text), {})
+    exec(TransformerManager().transform_cell(text), {"MODEL": None, "DEVICE": "cpu", "REMOTE": False})
+    said = capsys.readouterr().out
+    assert said.startswith("SmolLM2-135M-Instruct on the CPU (") and "austeer " in said and "torch " in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("org/model", "cuda:1", False), "org/model on cuda:1 "),
+        ((None, "cpu", True), "on NDIF "),
+        ((None, "cpu", "local"), "rehearsing NDIF"),
+    ],
+)
+def test_set_up_says_where_it_runs(arguments, said):
+    assert said in describe_run(*arguments)
 
 
 def test_each_cell_that_is_not_normal_is_named(path):

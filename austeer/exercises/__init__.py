@@ -1,0 +1,27 @@
+"""`check_*`: is a reader's answer right, or how is it wrong; a verdict is shown, a run is never stopped."""
+
+from austeer.exercises.adaptive_steering import check_fold, check_right_way
+from austeer.exercises.atomic_units import check_contributions, check_head_writes, check_scale_output
+from austeer.exercises.evaluation import check_calibrated, check_mcnemar
+from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
+from austeer.exercises.momentum import check_null_by_pairs, check_overlap
+from austeer.exercises.start import check_swing, check_units_per_layer
+from austeer.exercises.verdict import Verdict
+
+__all__ = [
+    "Verdict",
+    "check_calibrated",
+    "check_contributions",
+    "check_curse",
+    "check_discoveries",
+    "check_fold",
+    "check_head_writes",
+    "check_mcnemar",
+    "check_normalised_kl",
+    "check_null_by_pairs",
+    "check_overlap",
+    "check_right_way",
+    "check_scale_output",
+    "check_swing",
+    "check_units_per_layer",
+]
