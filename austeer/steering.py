@@ -259,7 +259,7 @@ class Steering:
             model = ModelInfo(**{**header["model"], "shape": tuple(header["model"]["shape"])})
             return Steering(operators, model, header["about"])
         except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a steering that this austeer ({library_version()}) can read: {error}.") from error
+            raise ValueError(f"{path} is no steering that austeer {library_version()} can read: {error}.") from error
 
 
 def apply(

@@ -60,9 +60,9 @@ def test_generated_parts_follow_the_address(path):
     write(path)
     cells = nbformat.read(path, 4).cells
     assert "github/someone/some-book/blob/main/book/03_some.ipynb" in cells[0].source
-    assert "git+https://github.com/someone/some-book@v1.2.3" in cells[1].source
+    assert "git+https://github.com/someone/some-book@v1.2.3" in cells[2].source
     other = notebooks.Address("https://github.com/another/book", "2.0")
-    assert "cell 2: " in "\n".join(notebooks.problems(path, other))
+    assert "cell 3: " in "\n".join(notebooks.problems(path, other))
     assert notebooks.rewrite(path, other) is True
     assert notebooks.problems(path, other) == []
 
