@@ -1,4 +1,28 @@
-"""AUSteer: steer language models through single atomic units. Start with `load`, `load_pairs`, `generate`."""
+"""AUSteer: steer language models through single atomic units.
+
+    import austeer as au
+
+    model = au.load()
+    pairs = au.split(au.load_pairs("sentiment")).train
+    units = au.activation_momentum(model, pairs).top(20)
+    joy = au.methods.DirectionalAUSteer(units, alpha=12.0)
+    au.generate(model, ["When I opened the letter, I"], joy)
+
+Get a model and texts
+    `load` a model; `load_pairs`, `load_prompts` and `load_results` of the book; `ContrastivePair`, `Prompt` for yours;
+    `split` by topic; `swap_topics` for labels without meaning
+Find units
+    `collect` activations; `activation_momentum` of pairs, `momentum_of` activations; they give `ActivationMomentum`,
+    and its top(k) gives `AtomicUnits`
+Steer
+    `methods`: AUSteer, DirectionalAUSteer and their rivals, each a `Steering`; `generate` text; `steered` traces of
+    your own; `audit` what was edited; `bake` plain weights
+Measure
+    `sentiment`, `log_probability`, `perplexity`, `pooled`, `repetition`, `kl`; `at_price` and `draws_at_price` compare
+    at one price; `load_task`, `pairs_of`; `evaluate` gives a `Report`, `select` a `Selection`; `diagnostics` of units
+Show (imported when asked for)
+    au.plots, au.widgets, au.exercises, au.claims
+"""
 
 from importlib import import_module
 

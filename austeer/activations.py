@@ -40,10 +40,14 @@ def collect(
         tokens_per_pass: upper bound of rows x tokens in a forward pass (one item may exceed it).
 
     Returns:
-        Without `into`: `(positive, negative)`, or one tensor for texts, each (items, layers, width) float32.
+        `(positive, negative)`, or one tensor for texts, each (items, layers, width) float32; None with `into`.
 
     Raises:
         ValueError: no item, an unknown site, or a text longer than the model's context (the message quotes it).
+
+    Example:
+        >>> au.collect(au.load(), ["The sun is out.", "It rains."], site="attention").shape
+        torch.Size([2, 30, 576])
     """
     found = anatomy(model)
     width = found.require(site)

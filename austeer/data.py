@@ -76,6 +76,12 @@ def load_pairs(name: str) -> list[ContrastivePair]:
         ValueError: an unknown set, or a malformed row (the message names file and line).
         FileNotFoundError: no such file.
         ImportError: "hf:..." without the package `datasets`.
+
+    Example:
+        >>> pairs = au.load_pairs("sentiment")
+        >>> len(pairs), pairs[0].topic
+        (384, 'airport')
+        >>> mine = [au.ContrastivePair("The soup is", " lovely.", " awful.", topic="food")]
     """
     return _rows(name, ContrastivePair)
 
@@ -111,6 +117,11 @@ def split(items: Sequence[Item], train: float = 0.5, validation: float = 0.25) -
 
     Raises:
         ValueError: shares below 0, or above 1 together.
+
+    Example:
+        >>> train, validation, test = au.split(au.load_pairs("sentiment"))
+        >>> {pair.topic for pair in train} & {pair.topic for pair in test}
+        set()
     """
     if min(train, validation) < 0 or train + validation > 1:
         raise ValueError(f"Shares of {train} and {validation} leave no test part; give two that sum to at most 1.")

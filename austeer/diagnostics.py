@@ -33,7 +33,7 @@ class LogitContributions:
     logit: float
 
     def top(self, k: int) -> list[tuple[Place, int, float]]:
-        """Return the k units with the largest |contribution|: (place, index, contribution), largest first."""
+        """Return the k units with the largest contributions, by size, as (place, index, contribution)."""
         flat = torch.cat([self.attention.flatten(), self.neuron.flatten()])
         rows = []
         for position in flat.abs().topk(k).indices.tolist():

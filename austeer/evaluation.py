@@ -120,6 +120,11 @@ def evaluate(
 
     Raises:
         ValueError, FileNotFoundError, ImportError: as `load_task` and `generate`.
+
+    Example:
+        >>> report = au.evaluate(au.load(), "mood", n=8)
+        >>> report.mean() == report.scores["mood (VADER)"].mean()
+        tensor(True)
     """
     task = load_task(task, split, n=n, seed=seed, shots=shots) if isinstance(task, str) else task
     return score(model, task, steering, template, price(model, steering, unrelated_to(task.name)))
@@ -163,9 +168,9 @@ def text_prices(model, steerings: Sequence[Steering | None]) -> list[dict[str, f
     """Return what each steering does to 24 greedy tokens after the book's training openings.
 
     Returns:
-        For each steering: the "perplexity" of the continuations under the unsteered model, as a multiple of the
-        unsteered continuations'; their "repetition", the share of repeated word 3-grams; "degenerate", the share of
-        continuations half of whose 3-grams are repeated; "time" per token, one run against one unsteered run.
+        One dictionary for each steering, with the "perplexity" of the continuations under the unsteered model, as a
+        multiple of the unsteered continuations'; their "repetition", the share of repeated word 3-grams; "degenerate",
+        the share of continuations half of whose 3-grams are repeated; "time" per token, one run against one unsteered.
     """
     openings = _openings()
     plain, _ = _timed(model, openings, None)  # the first run warms up: its time does not count

@@ -51,6 +51,14 @@ def generate(
         ValueError: one string in place of a list, no prompt, beams or several texts per prompt, a list of steerings of
             another length, what is no steering, a steering of another shape, or a prompt that leaves no room for the
             new tokens in the context.
+
+    Example:
+        >>> model = au.load()
+        >>> units = au.activation_momentum(model, au.load_pairs("sentiment")[:16]).top(20)
+        >>> joy = au.methods.DirectionalAUSteer(units, alpha=8.0)
+        >>> sad, happy = au.generate(model, ["I think that today"] * 2, [-joy, joy], max_new_tokens=8)
+        >>> sad == happy
+        False
     """
     if isinstance(prompts, str):
         raise ValueError(f"{prompts[:40]!r} is one string; give a list of prompts, such as [prompt].")
@@ -94,6 +102,14 @@ def steered(model, steering: Steering) -> Iterator:
 
     Raises:
         ValueError: a steering of another shape, or a model or trace that is remote.
+
+    Example:
+        >>> model = au.load()
+        >>> momentum = au.activation_momentum(model, au.load_pairs("sentiment")[:16])
+        >>> with au.steered(model, au.methods.AUSteer(momentum.top(5), alpha=2.0)) as m, m.trace("Hello"):
+        ...     logits = m.output.logits.save()
+        >>> logits.shape
+        torch.Size([1, 1, 49152])
     """
     steering.check(model)
     if info(model).remote:

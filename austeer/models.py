@@ -76,6 +76,11 @@ def load(
         ValueError: an unknown dtype, no CUDA, a model that is not a causal language model, a missing tokenizer, an
             unknown or gated model id.
         OSError: the network or the default weights cannot be had; the message says what to do instead.
+
+    Example:
+        >>> model = au.load()
+        >>> model.austeer_info.id, model.austeer_info.shape
+        ('SmolLM2-135M-Instruct', (30, 576))
     """
     if remote not in (False, True, "local"):
         raise ValueError(f'remote is {remote!r}; give False, True (NDIF) or "local" (a rehearsal on this machine).')

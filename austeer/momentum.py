@@ -29,7 +29,7 @@ class AtomicUnits:
         mean_difference: (k,) float32, mean of x+ - x-, in the activation's own units.
         model: the model they were read from.
         shape: (layers, width) of the site.
-        tied: how many units share the |score| at the cut; above 1 the last choice was made by the tie rule.
+        tied: how many units have the size of score at the cut; above 1 the last choice was made by the tie rule.
         about: template, number of pairs, and how the units were chosen.
     """
 
@@ -120,17 +120,17 @@ class ActivationMomentum:
 
     @property
     def beta(self) -> Tensor:
-        """(layers, width) float32 in [-1, 1]: r+ if r+ >= r-, else -r- (AUSteer, section 4)."""
+        """The signed score, (layers, width) float32 in [-1, 1]; r+ if r+ >= r-, else -r- (AUSteer, section 4)."""
         return signed_score(self.higher.sum(0), self.lower.sum(0), int(self.pairs.sum()))
 
     @property
     def mean_difference(self) -> Tensor:
-        """(layers, width) float32: the mean of x+ - x- over all pairs."""
+        """The mean of x+ - x- over all pairs, (layers, width) float32."""
         return (self.total.sum(0) / self.pairs.sum()).float()
 
     @property
     def standardised(self) -> Tensor:
-        """(layers, width) float32: |mean difference| / standard deviation of the differences; breaks ties.
+        """Size of the mean difference over the differences' standard deviation, (layers, width) float32; breaks ties.
 
         Infinite where a difference never varies, but 0 where it is always 0.
         """
@@ -143,7 +143,7 @@ class ActivationMomentum:
 
     @property
     def log_p(self) -> Tensor:
-        """(layers, width) float64: natural log of the p value of a two-sided sign test.
+        """Natural log of the p value of a two-sided sign test, (layers, width) float64.
 
         The test takes pairs as independent and drops ties. Pairs that share a topic are not: `null` is the honest one.
         """
@@ -158,7 +158,7 @@ class ActivationMomentum:
         return torch.from_numpy(log_p.clip(max=0.0))
 
     def null(self, seed: int = 0) -> float:
-        """Return the largest |beta| over all units when whole topics have their sides swapped at random.
+        """Return the largest `|beta|` over all units when whole topics have their sides swapped at random.
 
         If the behaviour had nothing to do with the activations, the true maximum would be one more such draw.
 
@@ -179,8 +179,8 @@ class ActivationMomentum:
 
         Args:
             k: how many.
-            by: "momentum" (|beta|, ties broken by |mean difference| / standard deviation, then by layer and index) or
-                "mean_difference" (|mean difference|, the plain alternative).
+            by: "momentum" (`|beta|`, ties broken by `standardised`, then by layer and index) or
+                "mean_difference" (its size, the plain alternative).
 
         Raises:
             ValueError: k below 1 or above the number of units, or an unknown `by`.
@@ -264,6 +264,14 @@ def activation_momentum(
     Raises:
         ValueError: fewer than 2 pairs, an unknown site, a pair longer than the context, or activations that are not
             finite.
+
+    Example:
+        >>> model, pairs = au.load(), au.load_pairs("sentiment")[:16]
+        >>> momentum = au.activation_momentum(model, pairs, site="attention")
+        >>> momentum.beta.shape
+        torch.Size([30, 576])
+        >>> momentum.top(20).beta.abs().min() > 0.9
+        tensor(True)
     """
     if len(pairs) < 2:
         raise ValueError(f"{len(pairs)} pair was given; a sign statistic needs at least 2.")

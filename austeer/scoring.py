@@ -19,6 +19,10 @@ def sentiment(texts: Sequence[str]) -> Tensor:
     """Return VADER's compound score of each text: (texts,) float32 from -1 (negative) to 1 (positive); 0 if empty.
 
     VADER is a lexicon with rules (Hutto and Gilbert, 2014): it counts mood words and knows nothing of events.
+
+    Example:
+        >>> au.sentiment(["What a wonderful day.", "A table.", "I hate this."])
+        tensor([ 0.5719,  0.0000, -0.5719])
     """
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # reads its lexicon: only when it is needed
 
@@ -121,6 +125,10 @@ def repetition(texts: Sequence[str], n: int = 3) -> Tensor:
     """Return the share of each text's word n-grams that occurred in it before: (texts,) float32 in [0, 1).
 
     Repetition lowers perplexity, so it is reported beside it.
+
+    Example:
+        >>> au.repetition(["a b c a b c", "a b c d e f"])
+        tensor([0.2500, 0.0000])
     """
     shares = []
     for text in texts:
@@ -142,6 +150,10 @@ def at_price(effects: Sequence[float], prices: Sequence[float], price: float) ->
 
     Raises:
         ValueError: the sweep starts above the price, or never reaches it.
+
+    Example:
+        >>> au.at_price(effects=[0.0, 0.5, 1.0], prices=[1.0, 1.25, 1.75], price=1.5)
+        0.75
     """
     if not prices or prices[0] > price:
         raise ValueError(f"The sweep must start below the price {price:.3g}, at strength 0; it starts at {prices[:1]}.")

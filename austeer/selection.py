@@ -32,7 +32,7 @@ class Selection:
 
     @property
     def curse(self) -> float:
-        """The winner's curse: the chosen candidate's gain over the unsteered model on validation minus that on test.
+        """The winner's curse, the chosen candidate's gain over the unsteered model on validation minus that on test.
 
         Gains and not scores, since the two parts need not be equally hard.
         """

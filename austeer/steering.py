@@ -324,6 +324,13 @@ def bake(model, steering: Steering):
 
     Raises:
         ValueError: what plain weights cannot express or this architecture cannot save, with the reason.
+
+    Example:
+        >>> model = au.load()
+        >>> momentum = au.activation_momentum(model, au.load_pairs("sentiment")[:16])
+        >>> plain = au.bake(model, au.methods.DirectionalAUSteer(momentum.top(20), alpha=8.0))
+        >>> type(plain).__name__
+        'LlamaForCausalLM'
     """
     steering.check(model)
     if info(model).remote is True:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 
 import ipywidgets
-from ipywidgets import HTML, IntSlider, Layout, Stack, VBox
+from ipywidgets import HTML, Button, FloatSlider, IntSlider, Layout, SelectionSlider, Stack, Textarea, VBox
+
+from austeer.generation import generate
+from austeer.steering import Steering
 
 
 def chooser(panels: Sequence[Sequence[str]], outer: str, inner: str) -> VBox:
@@ -26,11 +30,49 @@ def chooser(panels: Sequence[Sequence[str]], outer: str, inner: str) -> VBox:
     first = IntSlider(max=len(panels) - 1, description=outer)
     second = IntSlider(max=widths.pop() - 1, description=inner)
     stacks = [
-        Stack([HTML(panel, layout=slim, style=style) for panel in row], selected_index=0, layout=slim)
-        for row in panels
+        Stack([HTML(panel, layout=slim, style=style) for panel in row], selected_index=0, layout=slim) for row in panels
     ]
     for stack in stacks:
         ipywidgets.jslink((second, "value"), (stack, "selected_index"))
     whole = Stack(stacks, selected_index=0, layout=slim)
     ipywidgets.jslink((first, "value"), (whole, "selected_index"))
     return VBox([first, second, whole])
+
+
+def states(panels: Mapping[str, str], name: str) -> VBox:
+    """Show one of some HTML panels, chosen by a slider that stops at their names.
+
+    Args:
+        panels: for each state, such as a strength, the HTML that is shown there.
+        name: what the slider chooses, such as "strength".
+
+    Raises:
+        ValueError: fewer than 2 panels.
+    """
+    if len(panels) < 2:
+        raise ValueError(f"{len(panels)} panel was given; a slider needs at least 2 to choose from.")
+    slider = SelectionSlider(options=list(panels), description=name)
+    stack = Stack([HTML(panel) for panel in panels.values()], selected_index=0)
+    ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
+    return VBox([slider, stack])
+
+
+def playground(model, steering: Steering, opening: str, strongest: float = 2.0, **how) -> VBox:
+    """Continue a text of your own at a strength of your own; needs a running kernel, so pages do not show it.
+
+    Args:
+        model: a model from `load()`.
+        steering: pushed forwards and backwards, up to `strongest` times its own strength.
+        opening: the text to begin with; it can be changed.
+        strongest: the slider's end.
+        how: settings of `generate`.
+    """
+    text = Textarea(opening, description="opening")
+    slider = FloatSlider(1.0, min=-strongest, max=strongest, step=0.1, description="strength")
+    button, shown = Button(description="continue"), HTML()
+
+    def run(_) -> None:
+        shown.value = escape(text.value + generate(model, [text.value], steering * slider.value, **how)[0])
+
+    button.on_click(run)
+    return VBox([text, slider, button, shown])

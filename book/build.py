@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from results import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds, of one cell
+CORES = os.cpu_count() or 1
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 OWN_DATA = "application/vnd.austeer."  # outputs for the tests, which no page can show
 NOT_STAGED = ("*.py", "*.ipynb", "__pycache__", "package*.json")  # of book/; chapters are staged as executed
@@ -99,6 +101,12 @@ def library_is_installed(root: Path) -> bool:
     )
 
 
+def jobs() -> int:
+    """How many chapters run at a time: each has two cores and four gigabytes, which the longest needs."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(CORES // 2, int(memory // 4e9)))
+
+
 def clean_environment(scratch: Path) -> dict[str, str]:
     """The environment of a run that sees nothing of the checkout and nothing of the user's Python settings."""
     unwanted = ("PYTHON", "PYTEST", "JUPYTER", "IPYTHON", "MPL", "AUSTEER_DATA")
@@ -117,18 +125,22 @@ def execute(notebook: Path, root: Path) -> bool:
         shutil.copyfile(notebook, copy)
         command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", f"--nbmake-timeout={TIMEOUT}", "-q"]
         command += ["-p", "no:cacheprovider", "-c", os.devnull, f"--rootdir={directory}", notebook.name]
-        run = subprocess.run(
-            command, cwd=directory, env=clean_environment(Path(scratch)), capture_output=True, text=True, check=False
-        )
-        seconds = time.monotonic() - start
-        result = nbformat.read(copy, as_version=4)
-        print(f"{notebook.name}: {'executed' if run.returncode == 0 else 'FAILED'} in {seconds:.0f} s", flush=True)
-        if run.returncode:
-            print(failure(result) or run.stdout + run.stderr, flush=True)
-            return False
+        environment = clean_environment(Path(scratch)) | {"OMP_NUM_THREADS": str(max(1, CORES // jobs()))}
+        with (Path(scratch) / "log").open("w+") as log:
+            run = subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            _, status, used = os.wait4(run.pid, 0)  # with what the kernel, its child, has used
+            run.returncode = os.waitstatus_to_exitcode(status)
+            seconds = time.monotonic() - start
+            result = nbformat.read(copy, as_version=4)
+            print(f"{notebook.name}: {'executed' if run.returncode == 0 else 'FAILED'} in {seconds:.0f} s", flush=True)
+            if run.returncode:
+                log.seek(0)
+                print(failure(result) or log.read(), flush=True)
+                return False
     result.metadata["austeer"] = {
         "key": made_of,
         "seconds": round(sum(map(cell_seconds, result.cells)), 1),
+        "gigabytes": round(used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9, 2),
         "versions": {name: version(name) for name in VERSIONS},
     }
     part = target.with_suffix(".part")
@@ -187,7 +199,8 @@ def run_line(executed: NotebookNode) -> str:
     """The small last line of a page: how long its run took, with what."""
     about = executed.metadata["austeer"]
     used = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    return f"<small>The cells of this page ran in {about['seconds']:.0f} s with {used}.</small>"
+    cost = f"{about['seconds']:.0f} s, and took {about['gigabytes']:.1f} GB of memory at most,"
+    return f"<small>The cells of this page ran in {cost} with {used}.</small>"
 
 
 def page_of(executed: NotebookNode) -> NotebookNode:
@@ -268,12 +281,13 @@ def main(root: Path, chapter: str | None, offline: bool = False) -> int:
             print(f"There is no chapter {chapter!r} in _toc.yml: it has {names}.")
             return 1
         print("One chapter only: the site gets this one, the pages, and the chapters that were executed before.")
-    failed = []
+    stale = [path for path in todo if not is_current(path, root)]
     for path in todo:
-        if is_current(path, root):
+        if path not in stale:
             print(f"{path.name}: unchanged, its executed copy is kept", flush=True)
-        elif not execute(path, root):
-            failed.append(path.name)
+    with ThreadPoolExecutor(jobs()) as pool:
+        ran = list(pool.map(lambda path: execute(path, root), stale))
+    failed = [path.name for path, went_through in zip(stale, ran, strict=True) if not went_through]
     if failed and not chapter:
         print(f"No site without {', '.join(failed)}.", flush=True)
         return 1

@@ -1,4 +1,4 @@
-"""Writes the page of results from what the executed chapters recorded."""
+"""Writes the pages of results and of run times from what the executed chapters recorded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from claims import recorded_claims
 from nbformat import NotebookNode
 
-PUBLISHED, STATED = "<!-- published -->", "<!-- stated -->"  # the lines of book/results.md that are replaced
+PUBLISHED, STATED, RUNS = "<!-- published -->", "<!-- stated -->", "<!-- runs -->"  # lines that are replaced
 
 
 def fill(page: str, chapters: Mapping[str, NotebookNode]) -> str:
@@ -29,7 +29,20 @@ def fill(page: str, chapters: Mapping[str, NotebookNode]) -> str:
         for link, claims in found.items()
     )
     published = table(("quantity", "published", "source", "measured here"), beside) if beside else ""
-    return page.replace(PUBLISHED, published).replace(STATED, stated)
+    return page.replace(PUBLISHED, published).replace(STATED, stated).replace(RUNS, runs(chapters))
+
+
+def runs(chapters: Mapping[str, NotebookNode]) -> str:
+    """How long each chapter's cells ran, and how much memory they took."""
+    abouts = {link: notebook.metadata["austeer"] for link, notebook in chapters.items()}
+    rows = [
+        (f"[{title(chapters[link])}]({link})", f"{about['seconds']:.0f}", f"{about['gigabytes']:.1f}")
+        for link, about in abouts.items()
+    ]
+    total = sum(about["seconds"] for about in abouts.values())
+    most = max((about["gigabytes"] for about in abouts.values()), default=0)
+    last = ("all, one after the other", f"{total:.0f}", f"{most:.1f}")
+    return table(("chapter", "seconds", "gigabytes at most"), [*rows, last])
 
 
 def title(chapter: NotebookNode) -> str:

@@ -1,12 +1,14 @@
 """Widgets are alive without a kernel: every state is there, and browser-side links choose among them."""
 
+import html
 import json
 
 import pytest
 from ipywidgets import HTML
 from ipywidgets.embed import embed_data
 
-from austeer.widgets import chooser
+import austeer as au
+from austeer.widgets import chooser, playground, states
 
 PANELS = [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
 
@@ -49,3 +51,35 @@ def test_shared_layouts_keep_the_state_small() -> None:
 def test_rows_must_be_alike_and_hold_something(panels: list[list[str]]) -> None:
     with pytest.raises(ValueError, match="as many in each row"):
         chooser(panels, "head", "unit")
+
+
+def test_a_slider_of_states_stops_at_their_names_and_shows_their_panels() -> None:
+    slider, stack = states({"-8": "sad", "0": "so", "8": "happy"}, "strength").children
+    assert (slider.description, slider.options) == ("strength", ("-8", "0", "8"))
+    assert [panel.value for panel in stack.children] == ["sad", "so", "happy"]
+    assert (slider.index, stack.selected_index) == (0, 0)
+
+
+def test_the_slider_of_states_is_linked_in_the_browser() -> None:
+    shown = states({"1": "a", "2": "b"}, "k")
+    slider, stack = shown.children
+    models = embed_data([shown])["manager_state"]["state"].values()
+    links = [model["state"] for model in models if model["model_name"] == "LinkModel"]
+    ends = [f"IPY_MODEL_{slider.model_id}", "index"], [f"IPY_MODEL_{stack.model_id}", "selected_index"]
+    assert ends in [(link["source"], link["target"]) for link in links]
+
+
+def test_one_state_is_no_choice() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        states({"1": "a"}, "k")
+
+
+def test_the_playground_continues_what_was_typed_at_the_chosen_strength(tiny, some_units) -> None:
+    model = tiny("llama")
+    steering = au.methods.DirectionalAUSteer(some_units(model, "attention"), alpha=1.0)
+    text, slider, button, shown = playground(model, steering, "A bee", max_new_tokens=4).children
+    text.value, slider.value = "<b>A tree", -1.5
+    button.click()
+    expected = "<b>A tree" + au.generate(model, ["<b>A tree"], steering * -1.5, max_new_tokens=4)[0]
+    assert html.unescape(shown.value) == expected
+    assert "<" not in shown.value

@@ -11,7 +11,7 @@ from austeer.exercises.verdict import Verdict, call
 
 
 def check_overlap(overlap: Callable[[Tensor, Tensor, int], float]) -> Verdict:
-    """Check exercise 3.1: the share of the top k by |beta| that two score tables have in common."""
+    """Check exercise 3.1: the share of the top k by `|beta|` that two score tables have in common."""
     first = torch.tensor([[0.9, -0.8, 0.1], [0.2, 0.7, -0.3]])
     second = torch.tensor([[0.9, 0.1, -0.2], [-0.8, 0.7, 0.3]])
     found = call(overlap, first, second, 3)
@@ -31,7 +31,7 @@ def check_overlap(overlap: Callable[[Tensor, Tensor, int], float]) -> Verdict:
 
 
 def check_null_by_pairs(null_by_pairs: Callable[[Tensor, torch.Generator], float]) -> Verdict:
-    """Check exercise 3.2: the largest |beta| when each pair is swapped on its own coin."""
+    """Check exercise 3.2: the largest `|beta|` when each pair is swapped on its own coin."""
     differences = torch.ones(400, 1, 3)
     found = call(null_by_pairs, differences, torch.Generator().manual_seed(0))
     if isinstance(found, Verdict):

@@ -54,17 +54,28 @@ def test_key_changes_when_a_file_is_renamed(small_book):
 
 def test_a_book_is_built_once_and_then_kept(small_book, capsys):
     alone = "import os\nassert os.listdir() == ['a.ipynb'], os.listdir()\nassert 'PYTHONPATH' not in os.environ"
+    alone += "\nheld = bytearray(300_000_000)"
     root = small_book("# Index\n\n[a](a.ipynb#more)\n", a=["# A\n\n## More", alone, "1 + 1"])
     assert build.main(root, None) == 0
     assert "a.ipynb: executed in" in capsys.readouterr().out
     executed = json.loads((root / "_build/executed/a.ipynb").read_text())
     assert executed["cells"][2]["outputs"][0]["data"]["text/plain"] in ("2", ["2"])
-    assert set(executed["metadata"]["austeer"]["versions"]) == {"austeer", "torch", "transformers"}
+    about = executed["metadata"]["austeer"]
+    assert set(about["versions"]) == {"austeer", "torch", "transformers"}
+    assert 0.3 < about["gigabytes"] < 1, "the peak is the kernel's, which holds a list of 300 million bytes"
     page = (root / "_build/html/book/a.html").read_text("utf-8")
     assert "The cells of this page ran in" in page
     assert 'href="a.html#more"' in (root / "_build/html/book/index.html").read_text("utf-8")
     assert build.main(root, None) == 0
     assert "a.ipynb: unchanged" in capsys.readouterr().out
+
+
+def test_chapters_share_the_cores(monkeypatch):
+    pages = int(64e9) // 4096
+    monkeypatch.setattr(build.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": pages}.get)
+    for cores, expected in ((1, 1), (2, 1), (8, 4), (64, 16)):
+        monkeypatch.setattr(build, "CORES", cores)
+        assert build.jobs() == expected
 
 
 def test_a_failing_chapter_keeps_nothing_and_the_others_go_on(small_book, capsys):
@@ -146,8 +157,10 @@ def test_outputs_that_only_tests_read_stay_out_of_the_page():
         nbformat.v4.new_output("display_data", {kind: {}, "text/plain": "all hold"}),
         nbformat.v4.new_output("stream", text="text"),
     ]
-    about = {"key": "", "seconds": 61.2, "versions": {"austeer": "0.1.0"}}
+    about = {"key": "", "seconds": 61.2, "gigabytes": 1.34, "versions": {"austeer": "0.1.0"}}
     cells = [nbformat.v4.new_code_cell("1", outputs=outputs)]
     page = build.page_of(nbformat.v4.new_notebook(cells=cells, metadata={"austeer": about}))
     assert [output.get("data") for output in page.cells[0].outputs] == [{"text/plain": "all hold"}, None]
-    assert page.cells[-1].source == "<small>The cells of this page ran in 61 s with austeer 0.1.0.</small>"
+    assert page.cells[-1].source == (
+        "<small>The cells of this page ran in 61 s, and took 1.3 GB of memory at most, with austeer 0.1.0.</small>"
+    )

@@ -5,7 +5,7 @@ import pytest
 from build import chapters, executed_path
 from claims import MIME, recorded_claims
 from notebooks import ROOT
-from results import PUBLISHED, STATED, fill, table
+from results import PUBLISHED, RUNS, STATED, fill, table
 
 RECORD = {
     "values": [{"name": "swing | mood", "stated": 0.8, "found": 0.8213, "tolerance": 0.05}],
@@ -18,7 +18,8 @@ RECORD = {
 def executed(*records: dict) -> nbformat.NotebookNode:
     outputs = [nbformat.v4.new_output("display_data", {MIME: record}) for record in records]
     cells = [nbformat.v4.new_markdown_cell("# Of units\n\nText."), nbformat.v4.new_code_cell("1", outputs=outputs)]
-    return nbformat.v4.new_notebook(cells=cells)
+    about = {"seconds": 61.2, "gigabytes": 1.34}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"austeer": about})
 
 
 def test_a_page_gets_what_chapters_recorded():
@@ -33,6 +34,12 @@ def test_a_page_gets_what_chapters_recorded():
 
 def test_without_published_figures_there_is_no_empty_table():
     assert fill(PUBLISHED, {"x": executed(RECORD | {"published": []})}) == ""
+
+
+def test_run_times_are_listed_and_summed():
+    page = fill(RUNS, {"book/x.html": executed(), "book/y.html": executed()})
+    assert page.count("| [Of units](book/x.html) | 61 | 1.3 |") == 1
+    assert page.endswith("| all, one after the other | 122 | 1.3 |")
 
 
 def test_a_table_has_one_line_per_row():
