@@ -80,7 +80,7 @@ def load_pairs(name: str) -> list[ContrastivePair]:
     Example:
         >>> pairs = au.load_pairs("sentiment")
         >>> len(pairs), pairs[0].topic
-        (384, 'airport')
+        (384, 'baby')
         >>> mine = [au.ContrastivePair("The soup is", " lovely.", " awful.", topic="food")]
     """
     return _rows(name, ContrastivePair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,6 +50,20 @@ class Selection:
         gain = self.test.gain_over(test)
         lines.append(f"{self.name} on test: gain {gain['gain']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})")
         return "\n".join([*lines, f"winner's curse (validation gain minus test gain): {self.curse:+.3f}"])
+
+    def _repr_html_(self) -> str:
+        validation, test = self.unsteered
+        rows = [("candidate", "validation gain", "price")]
+        for name, report in self.searched.items():
+            gain = f"{report.gain_over(validation)['gain']:+.3f}"
+            rows.append((f"{name} (chosen)" if name == self.name else name, gain, f"{report.price['perplexity']:.2f}"))
+        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        gain = self.test.gain_over(test)
+        return (
+            f"<p>{len(self.searched)} candidates; price at most {self.limit:g} x perplexity</p><table>{body}</table>"
+            f"<p>{html.escape(self.name)} on test: gain {gain['gain']:+.3f} "
+            f"({gain['low']:+.3f} to {gain['high']:+.3f}); winner's curse {self.curse:+.3f}</p>"
+        )
 
 
 def select(

@@ -172,13 +172,18 @@ class Steering:
         about = {"method": " + ".join(methods), "parts": [self.about, other.about]}
         return Steering(self.operators + other.operators, self.model, about)
 
+    def _said(self) -> list[tuple[str, str]]:
+        return [(key, str(value)) for key, value in self.about.items() if value is not None and key != "shape"]
+
     def __repr__(self) -> str:
-        about = ", ".join(f"{k} {v}" for k, v in self.about.items() if v is not None and k != "shape")
+        about = ", ".join(f"{key} {value}" for key, value in self._said())
         lines = [f"Steering of {self.model.id} ({about})", *(f"  {operator!r}" for operator in self.operators)]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre style='white-space: pre-wrap'>{html.escape(repr(self))}</pre>"
+        rows = [*self._said(), *(("does", repr(operator)) for operator in self.operators)]
+        body = "".join(f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows)
+        return f"<p>Steering of {html.escape(self.model.id)} ({self.model.fingerprint})</p><table>{body}</table>"
 
     def check(self, model) -> None:
         """Refuse a model of another shape; warn about other weights of the same shape.
@@ -262,9 +267,7 @@ class Steering:
             raise ValueError(f"{path} is no steering that austeer {library_version()} can read: {error}.") from error
 
 
-def apply(
-    model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator]]], prompt: int | None = None
-) -> None:
+def apply(model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator]]], prompt: int | None = None) -> None:
     """Steer every pass of a run: call it in the body of a trace, an edit, or `generate`.
 
     In nnsight an edit in the plain body reaches the first pass only, so the passes are walked with `tracer.iter`. The

@@ -32,6 +32,7 @@ CORES = os.cpu_count() or 1
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 OWN_DATA = "application/vnd.austeer."  # outputs for the tests, which no page can show
 NOT_STAGED = ("*.py", "*.ipynb", "__pycache__", "package*.json")  # of book/; chapters are staged as executed
+INCLUDED = ("data/README.md", "CHANGELOG.md")  # what pages of the book take in from elsewhere
 VERSIONS = ("austeer", "torch", "transformers")  # what a page's last line names
 
 
@@ -221,6 +222,10 @@ def stage(root: Path, whole: bool) -> Path:
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root / "book", source / "book", ignore=shutil.ignore_patterns(*NOT_STAGED))
     shutil.copyfile(root / "_config.yml", source / "_config.yml")
+    for name in INCLUDED:
+        if (root / name).exists():
+            (source / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(root / name, source / name)
     toc = yaml.safe_load((root / "_toc.yml").read_text("utf-8"))
     missing = {
         path.relative_to(root).with_suffix("").as_posix()

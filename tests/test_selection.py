@@ -64,6 +64,14 @@ def test_the_curse_is_the_gain_on_validation_minus_that_on_test(scored: list) ->
     assert "+0.500" in said.split("curse")[1]
 
 
+def test_a_notebook_shows_the_search_as_a_table_and_escapes_names(scored: list, monkeypatch) -> None:
+    monkeypatch.setitem(SCORES, "<b>", SCORES["good"])
+    shown = au.select(None, "sst2", candidates("quiet", "<b>"))._repr_html_()
+    assert "<td>&lt;b&gt; (chosen)</td>" in shown
+    assert "<td>quiet</td>" in shown
+    assert "winner's curse +0.500" in shown
+
+
 def test_a_larger_limit_lets_dearer_candidates_in(scored: list) -> None:
     assert au.select(None, "sst2", candidates("quiet", "loud"), limit=2.0).name == "loud"
 

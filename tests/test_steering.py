@@ -707,6 +707,14 @@ def test_the_repr_says_how_much_what_where_and_when(some_steering: Steering) -> 
     assert "positions: generated" in text
 
 
+def test_a_notebook_shows_a_card_and_escapes_what_was_written_into_it(some_steering: Steering) -> None:
+    some_steering.about["topic"] = "<script>"
+    card = some_steering._repr_html_()
+    assert "<td>topic</td><td>&lt;script&gt;</td>" in card
+    assert "2.5 x scale at 12 units of attention" in card
+    assert some_steering.model.fingerprint in card
+
+
 # Whose steering it is
 
 
