@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from austeer.models import ModelInfo, cast, info, library_version
 from austeer.sites import Place, Sites, anatomy, linear_weight, projection
@@ -386,23 +387,34 @@ def _fold(linear, site: str, scale: Tensor | None, shift: Tensor | None) -> None
 
 
 def _with_biases(module, parts: set[str]):
-    """Copy a model, with zero biases on the output projections of `parts` where the configuration can declare them."""
-    config = copy.deepcopy(module.config)
-    for part in parts:
-        place = Place(0, "attention" if part == "attention" else "ffn")
-        if projection(module, place).bias is None:
-            if not hasattr(config, f"{part}_bias"):
-                raise ValueError(
-                    f"A shift needs a bias on the {part} output projection, which {type(module).__name__} cannot "
-                    "declare; use a scale, or steer with hooks."
-                )
-            setattr(config, f"{part}_bias", True)
-    copied = cast(type(module)(config).to(module.device), module.dtype).eval().requires_grad_(False)
+    """Copy a model, with zero biases on the output projections of `parts`, as a Llama where its own kind has none."""
+    place = {"attention": Place(0, "attention"), "mlp": Place(0, "ffn")}
+    lacking = [part for part in parts if projection(module, place[part]).bias is None]
+    config, kind = copy.deepcopy(module.config), type(module)
+    if any(not hasattr(config, f"{part}_bias") for part in lacking) and _is_llama_by_another_name(config):
+        own = LlamaConfig().to_dict().keys() - {"model_type", "architectures"}
+        kind, config = LlamaForCausalLM, LlamaConfig(**{k: v for k, v in config.to_dict().items() if k in own})
+        config.attention_bias = module.get_submodule("model.layers.0.self_attn.q_proj").bias is not None
+    for part in lacking:
+        if not hasattr(config, f"{part}_bias"):
+            raise ValueError(
+                f"A shift needs a bias on the {part} output projection, which {type(module).__name__} cannot "
+                "declare; use a scale, or steer with hooks."
+            )
+        setattr(config, f"{part}_bias", True)
+    copied = cast(kind(config).to(module.device), module.dtype).eval().requires_grad_(False)
     missing, _ = copied.load_state_dict(module.state_dict(), strict=False)
     for name in missing:  # the biases that the configuration has just declared
         copied.get_parameter(name).zero_()
     copied.generation_config = copy.deepcopy(module.generation_config)
     return copied
+
+
+def _is_llama_by_another_name(config) -> bool:
+    """Whether a Llama with biases computes the same: Mistral and Qwen2, if no window hides tokens of their context."""
+    window = getattr(config, "sliding_window", None)
+    hidden = window is not None and window < config.max_position_embeddings
+    return config.model_type in ("mistral", "qwen2") and not hidden
 
 
 def _derived(kind: type[Operator]) -> Iterator[type[Operator]]:

@@ -26,6 +26,11 @@ CONFIGS = {
         **GROUPED, num_hidden_layers=2, head_dim=8, sliding_window=16, **own
     ),
     "gpt_neox": lambda **own: transformers.GPTNeoXConfig(**ROTARY, intermediate_size=40, num_hidden_layers=2, **own),
+    "qwen2": lambda **own: transformers.Qwen2Config(**GROUPED, num_hidden_layers=2, **own),
+    "mistral": lambda **own: transformers.MistralConfig(**GROUPED, num_hidden_layers=2, sliding_window=None, **own),
+    "gemma3_text": lambda **own: transformers.Gemma3TextConfig(
+        **GROUPED, num_hidden_layers=2, head_dim=8, sliding_window=16, **own
+    ),
 }
 # Where the projections really are, written down by hand: (blocks, attention output projection, FFN down projection).
 PATHS = {
@@ -34,6 +39,9 @@ PATHS = {
     "gpt2": ("transformer.h", "attn.c_proj", "mlp.c_proj"),
     "gemma2": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
     "gpt_neox": ("gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h"),
+    "qwen2": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
+    "mistral": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
+    "gemma3_text": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
 }
 Edit = Callable[[Tensor], Tensor | None]
 

@@ -756,7 +756,7 @@ def test_the_same_weights_in_another_dtype_are_not_warned_about(tiny, some_units
 
 # Plain weights
 
-NO_FFN_BIAS = ("qwen3", "gemma2")  # their configurations cannot declare one
+NO_FFN_BIAS = ("qwen3", "gemma2", "gemma3_text")  # their configurations cannot declare one
 
 
 @pytest.mark.parametrize("site", ["attention", "neuron", "ffn"])
@@ -826,7 +826,7 @@ def test_baking_leaves_the_model_as_it_was(plain, tokenizer, some_units, kind: s
     assert model._module.config.to_dict() == config
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "qwen2", "mistral"])
 def test_a_baked_model_survives_saving(tiny, some_units, padded, tmp_path: Path, kind: str) -> None:
     model, batch = tiny(kind), padded(PROMPTS)
     baked = au.bake(model, DirectionalAUSteer(some_units(model, "attention"), ALPHA))
@@ -835,6 +835,25 @@ def test_a_baked_model_survives_saving(tiny, some_units, padded, tmp_path: Path,
     with torch.no_grad():
         assert torch.equal(again(**batch).logits, baked(**batch).logits)
     assert again.generation_config.to_dict() == baked.generation_config.to_dict()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "mistral"])
+def test_where_a_kind_has_no_bias_the_baked_model_is_a_llama_with_biases(tiny, some_units, kind: str) -> None:
+    model = tiny(kind)
+    shifted, scaled = (rule(some_units(model, "ffn"), ALPHA) for rule in (DirectionalAUSteer, AUSteer))
+    baked = au.bake(model, shifted)
+    assert type(baked) is transformers.LlamaForCausalLM
+    assert (baked.config.mlp_bias, baked.config.attention_bias) == (True, kind == "qwen2")
+    assert baked.config.vocab_size == model._module.config.vocab_size
+    assert type(au.bake(model, scaled)) is type(model._module)
+
+
+def test_a_window_that_hides_tokens_is_no_llama(plain, tokenizer, some_units) -> None:
+    module = plain("mistral")
+    module.config.sliding_window = 64  # of a context of 256
+    model = au.load(module, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="MistralForCausalLM cannot declare"):
+        au.bake(model, DirectionalAUSteer(some_units(model, "ffn"), ALPHA))
 
 
 def test_the_baked_default_model_survives_saving(model, found_units, padded, tmp_path: Path) -> None:
