@@ -12,6 +12,7 @@ from austeer.sites import SITES, Place, Sites, anatomy, projection, weight
 TEXTS = ["The cat sat on the mat because it", "Once", "It was late, and the last train had left"]
 WIDTHS = {  # neuron, attention; ffn and residual are the hidden size of 32
     "llama": (48, 32), "qwen3": (48, 48), "gpt2": (128, 32), "gemma2": (48, 32), "gpt_neox": (40, 32),
+    "qwen2": (48, 32), "mistral": (48, 32), "gemma3_text": (48, 32),
 }  # fmt: skip
 
 
