@@ -19,7 +19,8 @@ Steer
     your own; `audit` what was edited; `bake` plain weights
 Measure
     `sentiment`, `log_probability`, `perplexity`, `pooled`, `repetition`, `kl`; `at_price` and `draws_at_price` compare
-    at one price; `load_task`, `pairs_of`; `evaluate` gives a `Report`, `select` a `Selection`; `diagnostics` of units
+    at one price; `load_task`, `own_task`, `pairs_of`; `evaluate` gives a `Report`, `select` a `Selection`;
+    `diagnostics` of single units
 Show (imported when asked for)
     au.plots, au.widgets, au.exercises, au.claims
 """
@@ -36,7 +37,7 @@ from austeer.momentum import ActivationMomentum, AtomicUnits, activation_momentu
 from austeer.scoring import at_price, draws_at_price, kl, log_probability, perplexity, pooled, repetition, sentiment
 from austeer.selection import Selection, select
 from austeer.steering import Steering, bake
-from austeer.tasks import load_task, pairs_of
+from austeer.tasks import load_task, own_task, pairs_of
 
 _ON_DEMAND = ("claims", "exercises", "plots", "widgets")  # they import matplotlib, IPython and ipywidgets
 
@@ -51,6 +52,6 @@ __all__ = [
     "ActivationMomentum", "AtomicUnits", "ContrastivePair", "Prompt", "Report", "Selection", "Steering",
     "activation_momentum", "at_price", "audit", "bake", "collect", "diagnostics", "draws_at_price", "evaluate",
     "generate", "kl", "load", "load_pairs", "load_prompts", "load_results", "load_task", "log_probability",
-    "methods", "momentum_of", "pairs_of", "perplexity", "pooled", "repetition", "select", "sentiment", "split",
-    "steered", "swap_topics",
+    "methods", "momentum_of", "own_task", "pairs_of", "perplexity", "pooled", "repetition", "select", "sentiment",
+    "split", "steered", "swap_topics",
 ]  # fmt: skip

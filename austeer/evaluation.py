@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -133,7 +134,8 @@ def evaluate(
 def score(model, task: Task, steering: Steering | None, template: str | None, paid: dict[str, float]) -> Report:
     """Score a model on a task, with or without a steering whose price is known, as `evaluate` does."""
     prompts = apply_template(model, [item.prompt for item in task.items], template)
-    scores, chance = _SCORERS[task.kind](model, task.items, prompts, steering)
+    scorer = _SCORERS.get(task.kind) or partial(_generated, task.kind)
+    scores, chance = scorer(model, task.items, prompts, steering)
     about = info(model)
     return Report(task, f"{about.id} ({about.fingerprint})", _said(steering), scores, chance, paid)
 
@@ -251,9 +253,19 @@ def _number(model, items: Sequence[Item], prompts: Sequence[str], steering: Stee
     return {"accuracy": torch.tensor(scores)}, math.nan
 
 
+def _generated(kind: Callable, model, items: Sequence[Item], prompts: Sequence[str], steering: Steering | None):
+    """What a function says of 24 greedy tokens."""
+    found = torch.as_tensor(kind(generate(model, list(prompts), steering, **GREEDY_24)), dtype=torch.float32)
+    name = getattr(kind, "__name__", "score")
+    if found.shape != (len(items),):
+        raise ValueError(f"{name} returned shape {tuple(found.shape)} for {len(items)} texts; return one number each.")
+    return {name: found}, math.nan
+
+
 def _mood(model, items: Sequence[Item], prompts: Sequence[str], steering: Steering | None):
     """VADER's compound score of 24 greedy tokens."""
-    return {"mood (VADER)": sentiment(generate(model, list(prompts), steering, **GREEDY_24))}, math.nan
+    scores, chance = _generated(sentiment, model, items, prompts, steering)
+    return {"mood (VADER)": scores["sentiment"]}, chance
 
 
 def _refusal(model, items: Sequence[Item], prompts: Sequence[str], steering: Steering | None):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from austeer.evaluation import Report, price, score, text_prices, unrelated_to
 from austeer.steering import Steering
-from austeer.tasks import load_task
+from austeer.tasks import Task, load_task
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Selection:
 
 def select(
     model,
-    task: str,
+    task: str | tuple[Task, Task],
     candidates: Mapping[str, Steering],
     *,
     limit: float = 1.5,
@@ -82,11 +82,11 @@ def select(
 
     Args:
         model: a model from `load()`.
-        task: a name that `load_task` knows.
+        task: a name that `load_task` knows, or the validation and the test part of a task of one's own.
         candidates: steerings by name: such as one for each k, alpha, site and rule.
         limit: candidates that raise perplexity beyond this multiple are left out.
         unsteered: that of an earlier selection on the same parts, so that it is not measured again.
-        n, seed, shots: as in `load_task`, for both parts.
+        n, seed, shots: as in `load_task`, for both parts, where `task` is a name.
         template: None or "chat".
 
     Raises:
@@ -94,7 +94,9 @@ def select(
     """
     if not candidates:
         raise ValueError("No candidate was given; give a dictionary of steerings.")
-    parts = [load_task(task, part, n=n, seed=seed, shots=shots) for part in ("validation", "test")]
+    parts = task
+    if isinstance(task, str):
+        parts = [load_task(task, part, n=n, seed=seed, shots=shots) for part in ("validation", "test")]
     prices = text_prices(model, [None, *candidates.values()])
     unsteered = unsteered or tuple(score(model, part, None, template, prices[0]) for part in parts)
     searched = {
@@ -106,6 +108,6 @@ def select(
         least = min(found.price["perplexity"] for found in searched.values())
         raise ValueError(f"Every candidate costs more than {limit:g} x perplexity (least {least:.2f}); lower alpha.")
     name = max(allowed, key=lambda one: searched[one].mean())
-    paid = price(model, candidates[name], unrelated_to(task))
+    paid = price(model, candidates[name], unrelated_to(parts[0].name))
     test = score(model, parts[1], candidates[name], template, paid)
     return Selection(name, candidates[name], limit, searched, unsteered, test)

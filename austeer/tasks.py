@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 
 from austeer.benchmarks import BENCHMARKS, Item, read
-from austeer.data import ContrastivePair, Split, text_hash
+from austeer.data import ContrastivePair, Prompt, Split, text_hash
 from austeer.data import split as split_by_topic
 
 KINDS = ("choice", "multiple", "number", "mood", "toxicity", "refusal", "text")
@@ -21,12 +22,13 @@ _OPEN = ("mood", "toxicity", "refusal", "text")
 
 @dataclass(frozen=True)
 class Task:
-    """One part of a benchmark, ready to be scored.
+    """One part of a benchmark, or of a reader's own data, ready to be scored.
 
     Attributes:
-        name: one of `TASKS`.
+        name: one of `TASKS`, or a reader's own.
         kind: "choice" (right against wrong continuation), "multiple" (the probability of all right ones together),
-            "number" (the last number of the generated text), "mood", "toxicity", "refusal" or "text" (perplexity).
+            "number" (the last number of the generated text), "mood", "toxicity", "refusal", "text" (perplexity), or a
+            function that scores texts: it gets the continuations, 24 greedy tokens, and returns (texts,) numbers.
         items: what is scored.
         source: the directory, or hub id and revision, that the rows came from.
         rule: how the parts were made, in one sentence.
@@ -36,14 +38,45 @@ class Task:
     """
 
     name: str
-    kind: str
+    kind: str | Callable[[Sequence[str]], torch.Tensor]
     items: list[Item]
     source: str
     rule: str
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in KINDS and not callable(self.kind):
             raise ValueError(f"The task {self.name!r} is of kind {self.kind!r}; give one of {', '.join(KINDS)}.")
+
+
+def own_task(
+    name: str, items: Sequence[ContrastivePair | Prompt], kind: Callable[[Sequence[str]], torch.Tensor] | None = None
+) -> Task:
+    """Make a task of a reader's own items: one part of them, such as `split` gives.
+
+    Args:
+        name: what reports call it.
+        items: pairs, whose positive answer is to be the likelier one, or prompts to be continued.
+        kind: for prompts, the function that scores the continuations, as in `Task`.
+
+    Raises:
+        ValueError: no item, or prompts without a function to score them by.
+
+    Example:
+        >>> def marks(texts):
+        ...     return torch.tensor([float(text.count("!")) for text in texts])
+        >>> task = au.own_task("exclamations", au.split(au.load_prompts("openings")).test[:4], marks)
+        >>> list(au.evaluate(au.load(), task).scores)
+        ['marks']
+    """
+    if not items:
+        raise ValueError(f"The task {name!r} has no items; give at least one pair or prompt.")
+    if kind is None and not all(isinstance(item, ContrastivePair) for item in items):
+        raise ValueError(f"The items of {name!r} are prompts, without answers; give a function that scores texts, too.")
+    rows = [
+        Item(item.prompt, *(((), ()) if kind else ((item.positive,), (item.negative,))), item.topic or item.prompt)
+        for item in items
+    ]
+    return Task(name, kind or "choice", rows, "the reader's own", "The reader's own part.")
 
 
 def load_task(name: str, split: str = "test", *, n: int | None = None, seed: int = 0, shots: int = 0) -> Task:

@@ -39,10 +39,8 @@ class Measure:
 
     def __init__(self, model, behaviour: str, part: str):
         self.model, self.behaviour, self.part = model, behaviour, part
-        self.items = au.load_task(behaviour, part).items
-        self.openings = [item.prompt for item in au.load_task("mood", part).items]
-        if part != "test":
-            self.items, self.openings = self.items[::2], self.openings[::2]
+        self.items = au.load_task(behaviour, part).items[:: 1 if (behaviour, part) == ("mood", "test") else 2]
+        self.openings = [item.prompt for item in au.load_task("mood", part).items[:: 1 if part == "test" else 2]]
         texts = au.generate(model, self.openings, None, **GREEDY_24)
         self.unsteered = au.pooled(au.perplexity(model, texts, self.openings))
 
@@ -99,8 +97,8 @@ def shift(cell: dict, units: au.AtomicUnits, positions: str = "all") -> Candidat
     )
 
 
-def units_alone(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
-    """Yield what has nothing to choose: numbers of units, the 2 x 2 x 2, random units."""
+def by_number(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
+    """Yield numbers of units, chosen by momentum, by mean difference and at random, and the paper's rule."""
     for k in (*EVERY, momentum.beta.numel()):
         yield shift({"choice": "momentum", "k": k}, momentum.top(k))
     for k in (1, 5, 20, 100, 500, 2000):
@@ -110,6 +108,18 @@ def units_alone(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
             units = momentum.random(k, seed).with_norm_of(momentum.top(k))
             cell, steering, start = shift({"choice": "random", "k": k, "seed": seed}, units)
             yield cell, steering, 1.4 * start
+    yield multiplicative({"choice": "momentum", "k": 20, "strength": "weighted"}, momentum.top(20))
+
+
+def multiplicative(cell: dict, units: au.AtomicUnits) -> Candidate:
+    """Return a candidate of the paper's rule, weighted by the score or with the score's sign alone."""
+    beta = units.beta if cell["strength"] == "weighted" else units.beta.sign()
+    steering = au.methods.AUSteer(replace(units, beta=beta), 1.0)
+    return {"method": "AUSteer", "site": units.site, "rule": "multiplicative", **cell}, steering, 9.8
+
+
+def parts(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
+    """Yield single units of the next ranks, other positions, and the 2 x 2 x 2."""
     for rank in (2, 3, 4):
         yield shift({"choice": "momentum", "k": 1, "rank": rank}, momentum.top(rank)[rank - 1 :])
     yield shift({"choice": "momentum", "k": 20, "positions": "last"}, momentum.top(20), "last")
@@ -120,10 +130,8 @@ def units_alone(momentum: au.ActivationMomentum) -> Iterator[Candidate]:
         cell = {"choice": choice, "k": 20, **seed}
         weighted = replace(units, mean_difference=units.mean_difference * units.beta.abs())
         yield shift({**cell, "strength": "weighted"}, weighted)
-        for strength, beta in (("weighted", units.beta), ("fixed", units.beta.sign())):
-            steering = au.methods.AUSteer(replace(units, beta=beta), 1.0)
-            about = {"method": "AUSteer", "site": units.site, "rule": "multiplicative", "strength": strength}
-            yield {**about, **cell}, steering, 9.8
+        for strength in ("weighted", "fixed"):
+            yield multiplicative({**cell, "strength": strength}, units)
 
 
 def units_elsewhere(momentum: dict[str, au.ActivationMomentum]) -> Iterator[Candidate]:
@@ -163,7 +171,9 @@ def main() -> None:
         sites = ("attention", "residual", "ffn", "neuron")
         momentum = {site: au.activation_momentum(model, pairs, site) for site in sites}
         validation, test = (Measure(model, behaviour, part) for part in ("validation", "test"))
-        alone = [*units_alone(momentum["attention"]), *shuffled(model, pairs, 3), *units_elsewhere(momentum)]
+        alone = [*by_number(momentum["attention"]), *shuffled(model, pairs, 3)]
+        if behaviour == "mood":
+            alone += [*parts(momentum["attention"]), *units_elsewhere(momentum)]
         for candidate in tqdm(alone, desc=behaviour):
             at_equal_price(rows, test, candidate)
         for family in families(model, pairs, momentum):

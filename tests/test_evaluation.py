@@ -178,6 +178,18 @@ def test_text_that_repeats_itself_counts_as_degenerate(tiny: Any, monkeypatch: p
     assert (found["repetition"], found["degenerate"]) == (pytest.approx(0.375), 0.5)
 
 
+def test_a_readers_own_function_scores_the_continuations(tiny: Any, spoken: Any) -> None:
+    def shouts(texts: list[str]) -> list[int]:
+        return [text.count("!") for text in texts]
+
+    spoken(["No.", "Yes! Yes!"])
+    prompts = [au.Prompt("a"), au.Prompt("b")]
+    report = au.evaluate(tiny("llama"), au.own_task("loud", prompts, shouts))
+    assert report.scores["shouts"].tolist() == [0.0, 2.0]
+    with pytest.raises(ValueError, match=r"<lambda> returned shape \(\) for 2 texts; return one number each"):
+        au.evaluate(tiny("llama"), au.own_task("loud", prompts, lambda texts: sum(map(len, texts))))
+
+
 def test_the_mood_of_what_follows_an_opening(model: Any, spoken: Any) -> None:
     spoken([" I love this wonderful day.", " The table."])
     found = au.evaluate(model, task("mood", Item("a", (), (), "g"), Item("b", (), (), "g")))

@@ -64,6 +64,19 @@ def test_the_curse_is_the_gain_on_validation_minus_that_on_test(scored: list) ->
     assert "+0.500" in said.split("curse")[1]
 
 
+def test_a_task_of_ones_own_comes_in_two_parts(scored: list) -> None:
+    parts = tuple(selection.load_task("mine", part) for part in ("validation", "test"))
+    found = au.select(None, parts, candidates("quiet", "good"))
+    assert found.name == "good"
+    assert scored == [
+        ("validation", None),
+        ("test", None),
+        ("validation", "quiet"),
+        ("validation", "good"),
+        ("test", "good"),
+    ]
+
+
 def test_a_notebook_shows_the_search_as_a_table_and_escapes_names(scored: list, monkeypatch) -> None:
     monkeypatch.setitem(SCORES, "<b>", SCORES["good"])
     shown = au.select(None, "sst2", candidates("quiet", "<b>"))._repr_html_()

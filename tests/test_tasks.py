@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import austeer as au
 from austeer.benchmarks import BENCHMARKS, Item, read
 from austeer.data import load_pairs, load_prompts, split
 from austeer.tasks import TASKS, Task, load_task, pairs_of
@@ -112,6 +113,27 @@ def test_an_item_refuses_what_cannot_be_scored(values: tuple, says: str) -> None
 def test_a_task_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="'essay'; give one of choice"):
         Task("mine", "essay", [], "here", "none")
+
+
+def test_a_readers_pairs_are_a_choice_and_prompts_are_scored_by_a_function() -> None:
+    pairs = [
+        au.ContrastivePair("The soup is", " lovely.", " awful.", "food"),
+        au.ContrastivePair("It", " is.", " was."),
+    ]
+    task = au.own_task("taste", pairs)
+    assert (task.name, task.kind) == ("taste", "choice")
+    assert task.items == [
+        Item("The soup is", (" lovely.",), (" awful.",), "food"), Item("It", (" is.",), (" was.",), "It")
+    ]  # fmt: skip
+    task = au.own_task("length", [au.Prompt("The soup is", "food")], len)
+    assert (task.kind, task.items) == (len, [Item("The soup is", (), (), "food")])
+
+
+def test_a_readers_task_without_items_or_without_a_way_to_score_them_is_refused() -> None:
+    with pytest.raises(ValueError, match="'taste' has no items"):
+        au.own_task("taste", [])
+    with pytest.raises(ValueError, match="prompts, without answers; give a function"):
+        au.own_task("taste", [au.Prompt("The soup is")])
 
 
 def test_boolq_asks_after_the_passage(files) -> None:
