@@ -4,6 +4,8 @@
 # make test            unit tests, then the book, then the tests of the book
 # make bench           time a sweep of single units against one forward pass per unit
 # make eval            every method on answer tasks, for any model: make eval MODEL=ID TASKS="boolq sst2" DEVICE=cuda
+# make pdf             the whole book as one PDF, where latexmk and xelatex are installed
+# make versions        unit tests with the lowest versions that the package allows, and with the newest
 # make lint | notebooks | lock | clean
 
 PYTHON ?= python3
@@ -19,7 +21,7 @@ LIBRARY := $(shell find austeer data -name __pycache__ -prune -o -print 2>/dev/n
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: book test bench eval lint notebooks lock clean install
+.PHONY: book test pdf versions bench eval lint notebooks lock clean install
 .DELETE_ON_ERROR:
 
 BUILD := $(BIN)/python book/build.py $(if $(OFFLINE),--offline)
@@ -35,6 +37,20 @@ test: install $(SCRIPTS)
 	$(BUILD) || status=1; \
 	$(BIN)/pytest tests/book || status=1; \
 	exit $$status
+
+pdf: install
+	@command -v latexmk xelatex >/dev/null || { echo "make pdf needs latexmk and xelatex: install TeX Live."; exit 1; }
+	@$(BUILD) --chapter="$(CHAPTER)" --pdf
+
+# What a reader's `pip install` may find: the unit tests, run in environments of their own.
+versions:
+	@for kind in lowest newest; do \
+	rm -rf _build/$$kind && $(PYTHON) -m venv _build/$$kind && \
+	$(PYTHON) tests/lowest.py > _build/$$kind/lowest.txt && \
+	_build/$$kind/bin/python -m pip install -q --disable-pip-version-check ".[test]" \
+	$$([ $$kind = newest ] || echo --constraint _build/$$kind/lowest.txt) && \
+	echo "The $$kind versions:" && _build/$$kind/bin/pytest tests --ignore=tests/book || exit 1; \
+	done
 
 bench: install
 	@$(BIN)/python bench/unit_sweep.py

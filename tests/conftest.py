@@ -19,17 +19,17 @@ COMMON = {"vocab_size": 49152, "initializer_range": 0.2, "tie_word_embeddings": 
 ROTARY = {**COMMON, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 256}
 GROUPED = {**ROTARY, "intermediate_size": 48, "num_key_value_heads": 2}
 CONFIGS = {
-    "llama": lambda **own: transformers.LlamaConfig(**GROUPED, num_hidden_layers=3, **own),
-    "qwen3": lambda **own: transformers.Qwen3Config(**GROUPED, num_hidden_layers=3, head_dim=12, **own),
-    "gpt2": lambda **own: transformers.GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=256, **own),
+    "llama": lambda **own: transformers.LlamaConfig(**GROUPED | own, num_hidden_layers=3),
+    "qwen3": lambda **own: transformers.Qwen3Config(**GROUPED | own, num_hidden_layers=3, head_dim=12),
+    "gpt2": lambda **own: transformers.GPT2Config(**COMMON | own, n_embd=32, n_layer=2, n_head=4, n_positions=256),
     "gemma2": lambda **own: transformers.Gemma2Config(
-        **GROUPED, num_hidden_layers=2, head_dim=8, sliding_window=16, **own
+        **GROUPED | own, num_hidden_layers=2, head_dim=8, sliding_window=16
     ),
-    "gpt_neox": lambda **own: transformers.GPTNeoXConfig(**ROTARY, intermediate_size=40, num_hidden_layers=2, **own),
-    "qwen2": lambda **own: transformers.Qwen2Config(**GROUPED, num_hidden_layers=2, **own),
-    "mistral": lambda **own: transformers.MistralConfig(**GROUPED, num_hidden_layers=2, sliding_window=None, **own),
+    "gpt_neox": lambda **own: transformers.GPTNeoXConfig(**ROTARY | own, intermediate_size=40, num_hidden_layers=2),
+    "qwen2": lambda **own: transformers.Qwen2Config(**GROUPED | own, num_hidden_layers=2),
+    "mistral": lambda **own: transformers.MistralConfig(**GROUPED | own, num_hidden_layers=2, sliding_window=None),
     "gemma3_text": lambda **own: transformers.Gemma3TextConfig(
-        **GROUPED, num_hidden_layers=2, head_dim=8, sliding_window=16, **own
+        **GROUPED | own, num_hidden_layers=2, head_dim=8, sliding_window=16
     ),
 }
 # Where the projections really are, written down by hand: (blocks, attention output projection, FFN down projection).
