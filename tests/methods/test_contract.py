@@ -55,7 +55,7 @@ CONTRACT = [
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test every method that is not exempt from it; what such a method does instead is tested in its own file."""
+    """Give a test each method that is not exempt; what an exempt one does instead is tested in its own file."""
     if "listed" in metafunc.fixturenames:
         rule = metafunc.function.__name__.removeprefix("test_")
         bound = [listed for listed in CONTRACT if rule not in listed.exempt]
