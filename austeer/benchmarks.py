@@ -267,6 +267,7 @@ _BEHAVIOURS = (
     "coordinate-other-ais", "corrigible-neutral-HHH", "hallucination", "myopic-reward", "refusal",
     "survival-instinct", "sycophancy",
 )  # fmt: skip
+_OWN = "sentiment", "formality", "agreement", "refusal", "hedging"  # the book's pairs
 _COPA = "choice", "copa/train.jsonl copa/dev.jsonl", "the number of the item and its mirrored twin"
 _WINOGRANDE = " ".join(f"winogrande/{part}.jsonl" for part in ("train_xs", "train_s", "train_m", "dev"))
 _TRUTHFULQA = "truthfulqa/TruthfulQA.csv truthfulqa/mc_task.jsonl", "the category"
@@ -288,7 +289,7 @@ BENCHMARKS = {
     "advbench": _open("refusal", "advbench/train.jsonl advbench/test.jsonl", "query", "query"),
     "wikitext2": _open("text", "wikitext2/valid.txt wikitext2/test.txt", "text", "title"),
     "mood": _open("mood", "", "prompt", "topic"),
-    **dict.fromkeys(("sentiment", "formality", "agreement", "refusal"), Benchmark("choice", "", "the topic", _pair)),
+    **dict.fromkeys(_OWN, Benchmark("choice", "", "the topic", _pair)),
 }
 # Hub id, configuration, revision and official parts. SST-2's train part has phrases cut from its own sentences.
 _HUB = {

@@ -83,8 +83,8 @@ def load_task(name: str, split: str = "test", *, n: int | None = None, seed: int
     """Load one part of a benchmark task, by our own split: official parts are pooled, repeated rows dropped.
 
     Rows that differ in nothing but which answer is right are dropped too. The book's own sets are tasks too: "mood"
-    (the openings), "sentiment", "formality", "agreement", "refusal" (the positive answer counts as right), with the
-    parts that `austeer.split` makes. Other rows come from the directory that
+    (the openings), "sentiment", "formality", "agreement", "refusal", "hedging" (the positive answer counts as right),
+    with the parts that `austeer.split` makes. Other rows come from the directory that
     the environment variable AUSTEER_DATA names; without it, those of some tasks come from the Hugging Face hub, at a
     fixed revision. Hub rows of BoolQ and WinoGrande lack the title and the id to group by, so their groups are the
     passages and the pairs of options. The hub was never reached from where this was written: its schema and

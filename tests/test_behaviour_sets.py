@@ -1,4 +1,4 @@
-"""The rules that the hand-written sets of three more behaviours, and the plain requests, keep (see data/README.md)."""
+"""The rules that the hand-written sets of four more behaviours, and the plain requests, keep (see data/README.md)."""
 
 import re
 from collections import Counter
@@ -8,13 +8,18 @@ from statistics import mean
 import pytest
 from written_sets import DATA, Row, four_grams, masked, read_rows, words
 
-BEHAVIOURS = ("refusal", "formality", "agreement")
+BEHAVIOURS = {"refusal": (48, 8), "formality": (48, 8), "agreement": (48, 8), "hedging": (32, 4)}  # topics, pairs each
 SIDES = ("positive", "negative")
 
 
 @pytest.fixture(scope="module", params=BEHAVIOURS)
-def rows(request: pytest.FixtureRequest) -> list[Row]:
-    return read_rows(f"{request.param}.jsonl")
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def rows(name: str) -> list[Row]:
+    return read_rows(f"{name}.jsonl")
 
 
 def text(row: Row, side: str) -> str:
@@ -33,10 +38,10 @@ def near_copies(texts: list[str], share: float) -> list[tuple[str, str]]:
     return [(a, b) for (a, x), (b, y) in combinations(bags, 2) if len(x & y) >= share * len(x | y)]
 
 
-def test_48_topics_of_8_pairs_in_order(rows: list[Row]) -> None:
-    topics = [row["topic"] for row in rows]
-    assert set(Counter(topics).values()) == {8}
-    assert len(set(topics)) == 48
+def test_every_topic_has_as_many_pairs_and_they_are_in_order(name: str, rows: list[Row]) -> None:
+    topics, (number, each) = [row["topic"] for row in rows], BEHAVIOURS[name]
+    assert set(Counter(topics).values()) == {each}
+    assert len(set(topics)) == number
     assert topics == sorted(topics)
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", topic) for topic in topics)
 

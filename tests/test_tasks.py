@@ -47,9 +47,10 @@ TOTALS = {
     "sentiment": (192, 104, 88),
     "formality": (200, 96, 88),
     "agreement": (216, 72, 96),
+    "hedging": (68, 32, 28),
     "refusal": (176, 112, 96),
 }
-OWN = {"mood", "sentiment", "formality", "agreement", "refusal"}
+OWN = {"mood", "sentiment", "formality", "agreement", "refusal", "hedging"}
 
 BOOLQ = {"question": "is it wet", "title": "Water", "answer": True, "passage": "Water is wet."}
 COPA = {
