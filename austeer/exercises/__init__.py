@@ -7,10 +7,13 @@ from austeer.exercises.heterogeneity import check_curse, check_discoveries, chec
 from austeer.exercises.momentum import check_null_by_pairs, check_overlap
 from austeer.exercises.start import check_swing, check_units_per_layer
 from austeer.exercises.verdict import Verdict
+from austeer.exercises.your_own import check_balance, check_choose
 
 __all__ = [
     "Verdict",
+    "check_balance",
     "check_calibrated",
+    "check_choose",
     "check_contributions",
     "check_curse",
     "check_discoveries",
