@@ -53,6 +53,12 @@ class Anatomy:
         self.blocks, self.attention, self.down = blocks, attention, down
         self.layers, self.heads, self.widths = layers, heads, widths
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Anatomy) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return f"Anatomy({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
     def require(self, site: str) -> int:
         """Return a site's width, or raise a ValueError that says which sites there are."""
         if site not in SITES:
