@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from tqdm import tqdm
 
 from austeer.data import ContrastivePair
-from austeer.models import apply_template, encode, info, token_ids
+from austeer.models import apply_template, encode, token_ids
+from austeer.remote import bundles, run
 from austeer.sites import Place, Sites, anatomy
 
 TOKENS_PER_PASS = 1024  # bounds the memory of a forward pass, whatever the number of texts
@@ -36,7 +37,8 @@ def collect(
         site: "attention", "ffn", "neuron" or "residual".
         template: None or "chat" (the prompt becomes a user's turn, the answer follows it).
         into: called for each batch as `into(rows, positive, negative)`, or `into(rows, activations)` for texts, with
-            (batch, layers, width) float32 tensors on the CPU; nothing else is kept, so memory does not grow.
+            (batch, layers, width) float32 tensors on the CPU; nothing else is kept, so memory does not grow (on a
+            remote model all is kept until the end, so that a broken job can go on).
         tokens_per_pass: upper bound of rows x tokens in a forward pass (one item may exceed it).
 
     Returns:
@@ -51,25 +53,75 @@ def collect(
     """
     found = anatomy(model)
     width = found.require(site)
-    if not items:
-        raise ValueError("No pair or text was given; give at least one.")
-    texts = [_sides(model, item, template) for item in items]
+    texts, lengths = sides_and_lengths(model, items, template)
     stacked = None
     if into is None:
         stacked = torch.empty(len(texts[0]), len(items), found.layers, width)
 
+    def read_size(batch: tuple[list[int], dict]) -> int:
+        return len(batch[1]["input_ids"]) * found.layers * width * 4
+
+    parts = ((rows, encode_sides(model, texts, rows)) for rows in by_length(lengths, len(texts[0]), tokens_per_pass))
     with tqdm(total=len(items), desc=f"reading {site}", unit="item", leave=False) as bar:
-        for rows in _batches(model, texts, tokens_per_pass):
-            sides = [side for row in rows for side in texts[row]]
-            read = _last_token(model, sides, site).float().cpu()
-            read = read.view(len(rows), -1, found.layers, width).transpose(0, 1)
-            if into is None:
-                stacked[:, rows] = read
-            else:
-                into(rows, *read)
-            bar.update(len(rows))
+        for bundle, activations in run(model, last_tokens, bundles(model, parts, read_size), site):
+            for (rows, _), read in zip(bundle, activations, strict=True):
+                read = read.view(len(rows), -1, found.layers, width).transpose(0, 1)
+                if into is None:
+                    stacked[:, rows] = read
+                else:
+                    into(rows, *read)
+                bar.update(len(rows))
     if into is None:
         return tuple(stacked) if len(stacked) > 1 else stacked[0]
+
+
+def sides_and_lengths(
+    model, items: Sequence[ContrastivePair] | Sequence[str], template: str | None
+) -> tuple[list[tuple[str, ...]], list[int]]:
+    """Return each item's texts, one for a text and two for a pair, and the number of tokens of the longer one.
+
+    Raises:
+        ValueError: no item, or a text longer than the model's context.
+    """
+    if not items:
+        raise ValueError("No pair or text was given; give at least one.")
+    texts = [_sides(model, item, template) for item in items]
+    lengths = [max(len(token_ids(model, side)) for side in sides) for sides in texts]
+    encode_sides(model, texts, [max(range(len(texts)), key=lengths.__getitem__)])  # what cannot fit fails at once
+    return texts, lengths
+
+
+def encode_sides(model, texts: list[tuple[str, ...]], rows: list[int]) -> dict[str, torch.Tensor]:
+    """Return the tokens of some items, both sides of a pair in rows beside each other."""
+    return encode(model, [side for row in rows for side in texts[row]])
+
+
+def by_length(
+    lengths: list[int], sides: int, tokens_per_pass: int, rows: Iterable[int] | None = None
+) -> Iterator[list[int]]:
+    """Yield row numbers, longest first, in batches of at most `tokens_per_pass` tokens."""
+    batch, widest = [], 0
+    for row in sorted(range(len(lengths)) if rows is None else rows, key=lambda row: (-lengths[row], row)):
+        widest = widest or lengths[row]
+        if batch and (len(batch) + 1) * sides * widest > tokens_per_pass:
+            yield batch
+            batch, widest = [], lengths[row]
+        batch.append(row)
+    yield batch
+
+
+def last_tokens(model, bundle: list[tuple], site: str) -> list[torch.Tensor]:
+    """Return (texts, layers, width) float32 for each batch, the second entry of a tuple; left padding puts it at -1."""
+    found = []
+    for _, batch, *_ in bundle:
+        with torch.no_grad(), model.trace(batch, use_cache=False) as tracer:
+            sites, read = Sites(model), []
+            for layer in range(sites.anatomy.layers):
+                read.append(sites.read(Place(layer, site))[:, -1])
+            activations = torch.stack(read, 1).save()
+            tracer.stop()
+        found.append(activations.float().cpu())
+    return found
 
 
 def _sides(model, item: ContrastivePair | str, template: str | None) -> tuple[str, ...]:
@@ -77,28 +129,3 @@ def _sides(model, item: ContrastivePair | str, template: str | None) -> tuple[st
         return tuple(apply_template(model, [item], template))
     prompt = apply_template(model, [item.prompt], template)[0]
     return prompt + item.positive, prompt + item.negative
-
-
-def _batches(model, texts: list[tuple[str, ...]], tokens_per_pass: int) -> Iterator[list[int]]:
-    """Yield row numbers, longest first (a pass that cannot fit fails at once), at most `tokens_per_pass` a batch."""
-    lengths = [max(len(token_ids(model, side)) for side in sides) for sides in texts]
-    batch, widest = [], 0
-    for row in sorted(range(len(texts)), key=lambda row: (-lengths[row], row)):
-        widest = widest or lengths[row]
-        if batch and (len(batch) + 1) * len(texts[row]) * widest > tokens_per_pass:
-            yield batch
-            batch, widest = [], lengths[row]
-        batch.append(row)
-    yield batch
-
-
-def _last_token(model, texts: list[str], site: str) -> torch.Tensor:
-    """Run one forward pass and return (texts, layers, width) at the last token; left padding puts it at -1."""
-    layers = anatomy(model).layers
-    with torch.no_grad(), model.trace(encode(model, texts), use_cache=False, remote=info(model).remote) as tracer:
-        sites, rows = Sites(model), []
-        for layer in range(layers):
-            rows.append(sites.read(Place(layer, site))[:, -1])
-        activations = torch.stack(rows, 1).save()
-        tracer.stop()
-    return activations

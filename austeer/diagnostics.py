@@ -211,8 +211,10 @@ def unembed(model, hidden: Tensor, tokens: Sequence[int] | None = None) -> Tenso
         (..., tokens) float32.
 
     Raises:
-        ValueError: a model that rescales its logits in a way that is not known here.
+        ValueError: a model that rescales its logits in a way that is not known here, or a remote one.
     """
+    if info(model).remote is True:
+        raise ValueError("The weights of a remote model are not here; use a local one to turn vectors into logits.")
     config, head = model._module.config, model._module.get_output_embeddings()
     for name in ("logit_scale", "logits_scaling"):  # Cohere, Granite
         if getattr(config, name, None) not in (None, 1):

@@ -15,6 +15,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import BaseStreamer, RepetitionPenaltyLogitsProcessor
 
 from austeer.models import apply_template, encode, info, token_ids
+from austeer.remote import bundles, run
 from austeer.sites import Place, Sites
 from austeer.steering import Operator, Steering, apply
 
@@ -77,18 +78,28 @@ def generate(
         one.check(model)
     options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
 
-    texts = [""] * len(prompts)
+    texts, done = [""] * len(prompts), 0
     order = sorted(range(len(prompts)), key=lambda row: (len(token_ids(model, prompts[row])), row))
-    with tqdm(total=len(prompts) * max_new_tokens, desc="generating", unit="token", leave=False) as bar:
-        for start in range(0, len(order), rows_per_pass):
-            rows = order[start : start + rows_per_pass]
-            batch = encode(model, [prompts[row] for row in rows], room=max_new_tokens)
-            continuation = _run(model, batch, _parts([each[row] for row in rows]), bar, repetition_penalty, options)
-            for row, text in zip(
-                rows, model.tokenizer.batch_decode(continuation, skip_special_tokens=True), strict=True
-            ):
-                texts[row] = text
-            bar.update(min(start + rows_per_pass, len(order)) * max_new_tokens - bar.n)
+    with tqdm(total=len(prompts) * max_new_tokens, desc="generating", unit="token", leave=False) as bar, quiet():
+
+        def batches() -> Iterator[tuple]:
+            for start in range(0, len(order), rows_per_pass):
+                rows = order[start : start + rows_per_pass]
+                batch, own = encode(model, [prompts[row] for row in rows], room=max_new_tokens), dict(options)
+                if repetition_penalty != 1.0:
+                    penalty = _PenaltyBlindToPadding(repetition_penalty, batch["attention_mask"])
+                    own["logits_processor"] = LogitsProcessorList([penalty, *own.get("logits_processor", [])])
+                if not info(model).remote:
+                    own["streamer"] = _Ticks(bar, len(rows))
+                yield rows, batch, _parts([each[row] for row in rows]), own
+
+        for bundle, found in run(model, _continue, bundles(model, batches())):
+            for (rows, *_), continuation in zip(bundle, found, strict=True):
+                said = model.tokenizer.batch_decode(continuation, skip_special_tokens=True)
+                for row, text in zip(rows, said, strict=True):
+                    texts[row] = text
+                done += len(rows)
+                bar.update(done * max_new_tokens - bar.n)
     return texts
 
 
@@ -166,24 +177,30 @@ def audit(model, steering: Steering, prompt: str, *, max_new_tokens: int = 8, te
     batch = encode(model, apply_template(model, [prompt], template))
     places = sorted({p for o in steering.operators for p in o.writes()}, key=lambda place: place.order)
     steps = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens, "do_sample": False}
-    with torch.no_grad(), quiet(), model.generate(**steps, remote=info(model).remote) as tracer:
-        with tracer.invoke(batch):
+    with quiet():
+        [(_, (ids, changes))] = run(model, _watch, [[batch]], steering.operators, places, steps)
+    prompt_tokens = batch["input_ids"].shape[1]
+    edited = {place: torch.zeros(max_new_tokens, len(ids), dtype=torch.bool) for place in places}
+    for number, changed in enumerate(changes):
+        step, place = divmod(number, len(places))
+        edited[places[place]][step, prompt_tokens + step - len(changed) : prompt_tokens + step] = changed
+    return Audit([model.tokenizer.decode([token]) for token in ids], prompt_tokens, edited)
+
+
+def _watch(model, bundle: list[dict], operators, places: list[Place], steps: dict) -> tuple[Tensor, list[Tensor]]:
+    """Generate from one prompt; return (tokens,) ids, and for each step and place which of its tokens were changed."""
+    with torch.no_grad(), model.generate(**steps) as tracer:
+        with tracer.invoke(bundle[0]):
             before = [].save()
             _record(model, tracer, places, before)
         with tracer.invoke():
-            apply(model, tracer, [(slice(None), steering.operators)])
+            apply(model, tracer, [(slice(None), operators)])
         with tracer.invoke():
             after = [].save()
             _record(model, tracer, places, after)
         with tracer.invoke():
             ids = tracer.result.save()
-    prompt_tokens = batch["input_ids"].shape[1]
-    edited = {place: torch.zeros(max_new_tokens, ids.shape[1], dtype=torch.bool) for place in places}
-    for number, (old, new) in enumerate(zip(before, after, strict=True)):
-        step, place = divmod(number, len(places))
-        changed = (old != new).any(-1)[0]
-        edited[places[place]][step, prompt_tokens + step - len(changed) : prompt_tokens + step] = changed
-    return Audit([model.tokenizer.decode([token]) for token in ids[0]], prompt_tokens, edited)
+    return ids[0].cpu(), [(old != new).any(-1)[0].cpu() for old, new in zip(before, after, strict=True)]
 
 
 def _record(model, tracer, places: list[Place], into: list[Tensor]) -> None:
@@ -194,22 +211,18 @@ def _record(model, tracer, places: list[Place], into: list[Tensor]) -> None:
             into.append(sites.read(place).clone())
 
 
-def _run(model, batch, parts, bar: tqdm, repetition_penalty: float, options: dict) -> Tensor:
-    """Generate one batch; return the new tokens, (texts, at most max_new_tokens)."""
-    remote = info(model).remote
-    options = dict(options)
-    if repetition_penalty != 1.0:
-        penalty = _PenaltyBlindToPadding(repetition_penalty, batch["attention_mask"])
-        options["logits_processor"] = LogitsProcessorList([penalty, *options.get("logits_processor", [])])
-    if not remote:
-        options["streamer"] = _Ticks(bar, len(batch["input_ids"]))
-    with torch.no_grad(), quiet(), model.generate(**options, remote=remote) as tracer:
-        with tracer.invoke(batch):
-            if parts:
-                apply(model, tracer, parts)
-        with tracer.invoke():
-            ids = tracer.result.save()
-    return ids[:, batch["input_ids"].shape[1] :]
+def _continue(model, bundle: list[tuple]) -> list[Tensor]:
+    """Generate batch by batch; return the new tokens of each, (texts, at most max_new_tokens)."""
+    found = []
+    for _, batch, parts, options in bundle:
+        with torch.no_grad(), model.generate(**options) as tracer:
+            with tracer.invoke(batch):
+                if parts:
+                    apply(model, tracer, parts)
+            with tracer.invoke():
+                ids = tracer.result.save()
+        found.append(ids[:, batch["input_ids"].shape[1] :].cpu())
+    return found
 
 
 def _parts(each: list[Steering | None]) -> list[tuple[slice | Tensor, tuple[Operator, ...]]]:
@@ -227,7 +240,7 @@ class _PenaltyBlindToPadding(RepetitionPenaltyLogitsProcessor):
     """transformers' repetition penalty, told what is padding: it would penalise the padding token, which ends texts."""
 
     def __init__(self, penalty: float, attention_mask: Tensor):
-        super().__init__(penalty)
+        RepetitionPenaltyLogitsProcessor.__init__(self, penalty)  # `super` does not travel to a remote model
         self.attention_mask = attention_mask
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -235,7 +248,8 @@ class _PenaltyBlindToPadding(RepetitionPenaltyLogitsProcessor):
         padding = torch.zeros_like(input_ids, dtype=torch.bool)
         padding[:, :width] = self.attention_mask.to(input_ids.device) == 0
         last_of_prompt = input_ids[:, width - 1 : width]  # any real token will do: it is penalised once in any case
-        return super().__call__(torch.where(padding, last_of_prompt, input_ids), scores)
+        seen = torch.where(padding, last_of_prompt, input_ids)
+        return RepetitionPenaltyLogitsProcessor.__call__(self, seen, scores)
 
 
 class _Ticks(BaseStreamer):

@@ -68,8 +68,8 @@ def load(
             `PreTrainedModel` or `TransformersModel` where it is. Ignored where `remote` is True.
         dtype: "float32" (the default), "bfloat16", "float16" or "float64", or the torch dtype; None keeps the
             dtype of a model that is already in memory. Ignored where `remote` is True.
-        remote: True runs every trace on NDIF (the weights never come here); "local" serialises each trace as for
-            NDIF and runs it here.
+        remote: True runs every trace on NDIF (the weights never come here), with the API key that nnsight takes from
+            NDIF_API_KEY or its own configuration; "local" serialises each trace as for NDIF and runs it here.
         bos: whether a text starts with the tokenizer's BOS token; None takes the model's own convention, once, now.
 
     Raises:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from austeer.activations import TOKENS_PER_PASS, collect
+from austeer.activations import TOKENS_PER_PASS, by_length, encode_sides, last_tokens, sides_and_lengths
 from austeer.data import ContrastivePair
 from austeer.models import ModelInfo, info
+from austeer.remote import BYTES_PER_REQUEST, PASSES_PER_REQUEST, run
+from austeer.sites import anatomy
 
 MAX_GROUPS = 64  # topics beyond these share a group, so that memory does not grow with the number of topics
+_COUNT_BYTES = 16  # what comes back from a remote model for a unit and a group: two int32 and two float32
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,9 @@ def activation_momentum(
 ) -> ActivationMomentum:
     """Compare x+ with x- at the last token of every pair, for every unit of a site (AUSteer, section 4).
 
+    On a remote model the pairs are counted there: what comes back is the counts and sums of each group of topics, in
+    as many requests as there are bounded numbers of pairs and topics, not the activations.
+
     Args:
         model: a model from `load()`.
         pairs: contrastive pairs; pairs of one topic are swapped together by `null`.
@@ -275,15 +282,28 @@ def activation_momentum(
     """
     if len(pairs) < 2:
         raise ValueError(f"{len(pairs)} pair was given; a sign statistic needs at least 2.")
-    group = _groups(pairs)
-    counts = None
+    found, group, remote = anatomy(model), _groups(pairs), info(model).remote
+    shape = found.layers, found.require(site)
+    texts, lengths = sides_and_lengths(model, pairs, template)
+    counts = _empty(int(group.max()) + 1, shape)
+    per_request = max(1, BYTES_PER_REQUEST // (_COUNT_BYTES * shape[0] * shape[1]))  # groups
+    shares = _shares(lengths, group, per_request, tokens_per_pass) if remote else [None]
 
-    def into(rows: list[int], positive: Tensor, negative: Tensor) -> None:
-        nonlocal counts
-        counts = counts or _empty(int(group.max()) + 1, positive.shape[1:])
-        _count(counts, group[rows], positive, negative)
+    def bundles() -> Iterator[list[tuple]]:
+        for share in shares:
+            batches = [
+                (rows, encode_sides(model, texts, rows), group[rows])
+                for rows in by_length(lengths, 2, tokens_per_pass, share)
+            ]
+            yield from [batches] if remote else [[batch] for batch in batches]
 
-    collect(model, pairs, site, template=template, into=into, tokens_per_pass=tokens_per_pass)
+    with tqdm(total=len(pairs), desc=f"reading {site}", unit="item", leave=False) as bar:
+        sums = torch.float32 if remote else torch.float64
+        for bundle, (groups, *found_counts) in run(model, _statistics, bundles(), site, sums):
+            for count, part in zip(counts, found_counts, strict=True):
+                count.index_add_(0, groups, part.to(count.dtype))
+            bar.update(sum(len(rows) for rows, *_ in bundle))
+    _require_finite(counts)
     return ActivationMomentum(site, *counts, torch.bincount(group), info(model), template)
 
 
@@ -306,6 +326,7 @@ def momentum_of(positive: Tensor, negative: Tensor, pairs: Sequence[ContrastiveP
     group = _groups(pairs)
     counts = _empty(int(group.max()) + 1, positive.shape[1:])
     _count(counts, group, positive, negative)
+    _require_finite(counts)
     return ActivationMomentum(site, *counts, torch.bincount(group), info(model))
 
 
@@ -335,6 +356,36 @@ def _groups(pairs: Sequence[ContrastivePair]) -> Tensor:
     return torch.tensor([number[pair.topic or row] % MAX_GROUPS for row, pair in enumerate(pairs)])
 
 
+def _shares(lengths: list[int], group: Tensor, groups: int, tokens_per_pass: int) -> Iterator[list[int]]:
+    """Divide rows among requests: at most so many groups each, all of a group in one unless it is too long for that."""
+    share, seen, tokens = [], set(), 0
+    for row in group.argsort(stable=True).tolist():
+        number, cost = int(group[row]), 2 * lengths[row]
+        too_long = tokens + cost > PASSES_PER_REQUEST * tokens_per_pass
+        if share and (too_long or (number not in seen and len(seen) == groups)):
+            yield share
+            share, seen, tokens = [], set(), 0
+        share.append(row)
+        seen.add(number)
+        tokens += cost
+    yield share
+
+
+def _statistics(model, bundle: list[tuple], site: str, sums: torch.dtype) -> tuple[Tensor, ...]:
+    """Read batches of pairs and count them where the model is; return the groups that occur, and their counts and sums.
+
+    Only this leaves a remote model: (groups,) int64, and for each of these groups what `ActivationMomentum` holds.
+    """
+    groups = torch.cat([group for *_, group in bundle]).unique()
+    counts = None
+    for batch in bundle:
+        activations = last_tokens(model, [batch], site)[0]
+        counts = counts or _empty(len(groups), activations.shape[1:])
+        _count(counts, torch.searchsorted(groups, batch[2]), activations[::2], activations[1::2])
+    higher, lower, total, squares = counts
+    return groups, higher, lower, total.to(sums), squares.to(sums)
+
+
 def _empty(groups: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     counts = (torch.zeros(groups, *shape, dtype=torch.int32) for _ in range(2))
     sums = (torch.zeros(groups, *shape, dtype=torch.float64) for _ in range(2))
@@ -343,10 +394,13 @@ def _empty(groups: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def _count(counts: tuple[Tensor, ...], group: Tensor, positive: Tensor, negative: Tensor) -> None:
     difference = positive.double() - negative.double()
-    if not difference.isfinite().all():
-        raise ValueError("Some activations are not finite; check the model's weights and dtype.")
     higher, lower, total, squares = counts
     higher.index_add_(0, group, (difference > 0).int())
     lower.index_add_(0, group, (difference < 0).int())
     total.index_add_(0, group, difference)
     squares.index_add_(0, group, difference**2)
+
+
+def _require_finite(counts: tuple[Tensor, ...]) -> None:
+    if not counts[2].isfinite().all():
+        raise ValueError("Some activations are not finite; check the model's weights and dtype.")

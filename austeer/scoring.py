@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from austeer.activations import TOKENS_PER_PASS
 from austeer.generation import quiet
-from austeer.models import encode, info, token_ids
-from austeer.steering import Steering, apply
+from austeer.models import encode, token_ids
+from austeer.remote import bundles, run
+from austeer.steering import Operator, Steering, apply
 
 
 def sentiment(texts: Sequence[str]) -> Tensor:
@@ -95,25 +96,39 @@ def kl(model, texts: Sequence[str], steering: Steering) -> Tensor:
     steering.check(model)
     if not texts or not all(texts):
         raise ValueError(f"KL needs texts that are not empty, and {list(texts)[:3]!r} was given.")
-    result, rows, remote = torch.zeros(len(texts)), list(range(len(texts))), info(model).remote
-    rows.sort(key=lambda row: -len(token_ids(model, texts[row])))
-    with tqdm(total=len(rows), desc="comparing", unit="text", leave=False) as bar:
-        while rows:
-            fits = max(1, TOKENS_PER_PASS // len(token_ids(model, texts[rows[0]])))
-            part, rows = rows[:fits], rows[fits:]
-            batch = encode(model, [texts[row] for row in part] * 2)
-            half, real = len(part), batch["attention_mask"][: len(part)].bool()
-            steered = torch.arange(half, 2 * half)
-            with torch.no_grad(), quiet(), model.trace(use_cache=False, remote=remote) as tracer:
-                with tracer.invoke(batch):
-                    apply(model, tracer, [(steered, steering.operators)], 1)
-                with tracer.invoke():
-                    logits = model.output.logits.float()
-                    plain, moved = logits[:half].log_softmax(-1), logits[half:].log_softmax(-1)
-                    found = (plain.exp() * (plain - moved)).sum(-1).cpu().save()
-            result[part] = torch.where(real, found, 0.0).sum(-1) / real.sum(-1)
-            bar.update(len(part))
+    result = torch.zeros(len(texts))
+    rows = sorted(range(len(texts)), key=lambda row: -len(token_ids(model, texts[row])))
+
+    def batches() -> Iterator[tuple[list[int], dict]]:
+        start = 0
+        while start < len(rows):
+            part = rows[start : start + max(1, TOKENS_PER_PASS // len(token_ids(model, texts[rows[start]])))]
+            yield part, encode(model, [texts[row] for row in part] * 2)
+            start += len(part)
+
+    with tqdm(total=len(rows), desc="comparing", unit="text", leave=False) as bar, quiet():
+        for bundle, found in run(model, _divergence, bundles(model, batches()), steering.operators):
+            for (part, _), values in zip(bundle, found, strict=True):
+                result[part] = values
+                bar.update(len(part))
     return result
+
+
+def _divergence(model, bundle: list[tuple], operators: Sequence[Operator]) -> list[Tensor]:
+    """Return (texts,) for each batch, which holds every text twice: the mean KL from the first copy to the second."""
+    means = []
+    for _, batch in bundle:
+        half = len(batch["input_ids"]) // 2
+        steered, real = torch.arange(half, 2 * half), batch["attention_mask"][:half].bool()
+        with torch.no_grad(), model.trace(use_cache=False) as tracer:
+            with tracer.invoke(batch):
+                apply(model, tracer, [(steered, operators)], 1)
+            with tracer.invoke():
+                logits = model.output.logits.float()
+                plain, moved = logits[:half].log_softmax(-1), logits[half:].log_softmax(-1)
+                found = (plain.exp() * (plain - moved)).sum(-1).cpu().save()
+        means.append(torch.where(real, found, 0.0).sum(-1) / real.sum(-1))
+    return means
 
 
 def pooled(perplexities: Tensor) -> float:
@@ -235,17 +250,24 @@ def _scored(
         longest = next(iter(rows[0][1]))
         encode(model, [prompts[longest] + texts[longest]])
     result = torch.full((3, len(texts)), torch.nan)
-    with tqdm(total=len(texts), desc="scoring", unit="text", leave=False) as bar:
-        while rows:
-            fits = 1
-            while fits < len(rows) and (fits + 1) * _columns(rows[: fits + 1]) <= tokens_per_pass:
-                fits += 1
-            part, rows = rows[:fits], rows[fits:]
-            for ((_, scored), ends), *found in zip(part, *_log_probability(model, part, steering), strict=True):
-                body, last, first = found
-                for number, value in zip(ends, last.tolist(), strict=False):
-                    result[:, number] = torch.tensor([body + value, len(scored) + 1, first])
-                bar.update(len(ends))
+
+    def batches() -> Iterator[tuple]:
+        start = 0
+        while start < len(rows):
+            end = start + 1
+            while end < len(rows) and (end + 1 - start) * _columns(rows[start : end + 1]) <= tokens_per_pass:
+                end += 1
+            yield rows[start:end], _batch(model, rows[start:end])
+            start = end
+
+    operators = () if steering is None else steering.operators
+    with tqdm(total=len(texts), desc="scoring", unit="text", leave=False) as bar, quiet():
+        for bundle, scores in run(model, _log_probability, bundles(model, batches()), operators):
+            for (part, _), found in zip(bundle, scores, strict=True):
+                for ((_, scored), ends), body, last, first in zip(part, *found, strict=True):
+                    for number, value in zip(ends, last.tolist(), strict=False):
+                        result[:, number] = torch.tensor([body + value, len(scored) + 1, first])
+                    bar.update(len(ends))
     return result[0], result[1], result[2]
 
 
@@ -254,11 +276,10 @@ def _columns(rows: list) -> int:
     return max(len(read) for (read, _), _ in rows) + _longest(rows)
 
 
-def _log_probability(model, rows: list, steering: Steering | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each row log p of what it scores without the last token, of each last one, and the likeliest first.
+def _batch(model, rows: list) -> tuple:
+    """Return the tokens of a pass, the column of the first one scored, and what `_log_probability` looks up.
 
-    The shapes are (rows,), (rows, most last ones) and (rows,). The prompts are padded on the left and the answers on
-    the right, so that all prompts end in the same column.
+    The prompts are padded on the left and the answers on the right, so that all prompts end in the same column.
     """
     prompt, answer = _columns(rows) - _longest(rows), _longest(rows)
     ends = max(len(last) for _, last in rows)
@@ -270,21 +291,31 @@ def _log_probability(model, rows: list, steering: Steering | None) -> tuple[Tens
         last[row, : len(numbers)] = torch.tensor(list(numbers.values()))
     length = torch.tensor([len(scored) for (_, scored), _ in rows])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # models with learned positions must not count padding
-    batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    operators, columns = () if steering is None else steering.operators, prompt + answer
-    following, real, every = ids[:, prompt:], mask[:, prompt:], torch.arange(len(rows))
-    with torch.no_grad(), quiet(), model.trace(use_cache=False, remote=info(model).remote) as tracer:
-        with tracer.invoke(batch):
-            if operators:
-                apply(model, tracer, [(slice(None), operators)], prompt)
-        with tracer.invoke():
-            logits = model.output.logits[:, prompt - 1 : columns].float().cpu()
-            total = logits.logsumexp(-1)
-            chosen = logits[:, :-1].gather(-1, following[..., None]).squeeze(-1) - total[:, :-1]
-            body = (chosen * real).sum(-1).save()
-            final = (logits[every, length].gather(-1, last) - total[every, length, None]).save()
-            first = logits[:, 0].argmax(-1).save()
-    return body, final, first
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, prompt, length, last
+
+
+def _log_probability(model, bundle: list[tuple], operators: Sequence[Operator]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return for each row log p of what it scores without the last token, of each last one, and the likeliest first.
+
+    The shapes are, for each batch, (rows,), (rows, most last ones) and (rows,).
+    """
+    scores = []
+    for _, (batch, prompt, length, last) in bundle:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        columns, following, real, every = ids.shape[1], ids[:, prompt:], mask[:, prompt:], torch.arange(len(ids))
+        with torch.no_grad(), model.trace(use_cache=False) as tracer:
+            with tracer.invoke(batch):
+                if operators:
+                    apply(model, tracer, [(slice(None), operators)], prompt)
+            with tracer.invoke():
+                logits = model.output.logits[:, prompt - 1 : columns].float().cpu()
+                total = logits.logsumexp(-1)
+                chosen = logits[:, :-1].gather(-1, following[..., None]).squeeze(-1) - total[:, :-1]
+                body = (chosen * real).sum(-1).save()
+                final = (logits[every, length].gather(-1, last) - total[every, length, None]).save()
+                first = logits[:, 0].argmax(-1).save()
+        scores.append((body, final, first))
+    return scores
 
 
 def _longest(rows: list) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from operator import itemgetter
 
 import torch
 from torch import nn
@@ -12,19 +11,30 @@ from transformers.pytorch_utils import Conv1D
 SITES = ("attention", "neuron", "ffn", "residual")  # in the order in which a block computes them
 
 
-class Place(NamedTuple):
+# What runs inside a trace may run on a server with another Python, where functions and classes arrive as source. The
+# methods that NamedTuple and dataclass write have none: they would arrive as bytecode, which another Python cannot run.
+# So these two classes are written out.
+class Place(tuple):
     """One site of one layer (0-based), such as `Place(14, "attention")`; places sort in forward order."""
 
-    layer: int
-    site: str
+    def __new__(cls, layer: int, site: str) -> Place:  # noqa: D102
+        return tuple.__new__(cls, (layer, site))
+
+    layer = property(itemgetter(0), doc="0-based.")
+    site = property(itemgetter(1), doc="One of `SITES`.")
 
     @property
     def order(self) -> tuple[int, int]:
         """The key that sorts places as the forward pass reaches them."""
         return self.layer, SITES.index(self.site)
 
+    def __getnewargs__(self) -> tuple[int, str]:
+        return tuple(self)
 
-@dataclass(frozen=True)
+    def __repr__(self) -> str:
+        return f"Place(layer={self.layer!r}, site={self.site!r})"
+
+
 class Anatomy:
     """Where a model keeps its blocks and projections: module paths, and the number of units of each site.
 
@@ -37,12 +47,17 @@ class Anatomy:
         widths: units per layer of each site that the model has.
     """
 
-    blocks: str
-    attention: str | None
-    down: str | None
-    layers: int
-    heads: int
-    widths: dict[str, int]
+    def __init__(
+        self, blocks: str, attention: str | None, down: str | None, layers: int, heads: int, widths: dict[str, int]
+    ):
+        self.blocks, self.attention, self.down = blocks, attention, down
+        self.layers, self.heads, self.widths = layers, heads, widths
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Anatomy) and vars(self) == vars(other)
+
+    def __repr__(self) -> str:
+        return f"Anatomy({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     def require(self, site: str) -> int:
         """Return a site's width, or raise a ValueError that says which sites there are."""
@@ -123,10 +138,15 @@ def weight(model, place: Place) -> torch.Tensor:
 
     Returns:
         (hidden, width) in the model's dtype.
+
+    Raises:
+        ValueError: a site that the model does not have, or a remote model.
     """
     found = anatomy(model)
     width = found.require(place.site)
     module = getattr(model, "_module", model)
+    if module.device.type == "meta":
+        raise ValueError("The weights of a remote model are not here; use a local one to look at what a unit writes.")
     if place.site in ("ffn", "residual"):
         return torch.eye(width, dtype=module.dtype, device=module.device)
     return linear_weight(projection(module, place))

@@ -48,12 +48,13 @@ class Pass:
         return self.real & (self.columns >= self.prompt - (positions == "last"))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(init=False, repr=False, eq=False)  # writes no method: a remote server can run source only, see `Place`
 class Operator:
     """A named function of activations, given as tensors: f(x) = x + strength * displacement(x).
 
     A subclass sets `name`, gives `displacement`, and, where it acts elsewhere than at (`layer`, `index`), `reads` and
-    `writes`. It holds no state of its own: what must last for a run goes into the `state` it is handed.
+    `writes`. It holds no state of its own: what must last for a run goes into the `state` it is handed. Its methods
+    travel to a remote model one by one, as source: they use torch, and neither `super()` nor decorators.
 
     Args:
         site: where it writes.
@@ -70,6 +71,10 @@ class Operator:
     tensors: dict[str, Tensor]
     positions: str = "all"
     strength: float = 1.0
+
+    def __init__(self, site: str, tensors: dict[str, Tensor], positions: str = "all", strength: float = 1.0):
+        self.site, self.tensors, self.positions, self.strength = site, tensors, positions, strength
+        self.__post_init__()
 
     def __post_init__(self) -> None:
         if self.positions not in POSITIONS:

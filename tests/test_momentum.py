@@ -270,7 +270,7 @@ def test_a_rehearsal_of_ndif_gives_the_same_momentum(tiny: Any) -> None:
     pairs = au.load_pairs("sentiment")[::48]
     here, there = (au.activation_momentum(tiny("llama", remote=r), pairs) for r in (False, "local"))
     assert torch.equal(here.beta, there.beta)
-    assert torch.equal(here.mean_difference, there.mean_difference)
+    assert torch.allclose(here.mean_difference, there.mean_difference, rtol=1e-5, atol=1e-6)  # sums travel as float32
 
 
 def test_one_pair_is_refused(tiny: Any) -> None:

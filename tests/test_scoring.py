@@ -140,8 +140,8 @@ def test_answers_that_differ_in_their_last_token_are_read_once(
     from austeer import scoring
 
     prompt, texts = "Is the sky blue? Answer:", [" yes", " no", " yes, it is", " yes, it was", ""]
-    rows, run = [], scoring._log_probability
-    monkeypatch.setattr(scoring, "_log_probability", lambda model, part, s: rows.extend(part) or run(model, part, s))
+    rows, batch = [], scoring._batch
+    monkeypatch.setattr(scoring, "_batch", lambda model, part: rows.extend(part) or batch(model, part))
     log_p, first = scoring.log_probability_and_first(model, texts, [prompt] * 5)
     assert len(rows) == 2
     head = model.tokenizer(prompt).input_ids
