@@ -677,7 +677,7 @@ def test_a_truncated_file_is_refused_by_name(some_steering: Steering, tmp_path: 
     path = tmp_path / "joy.safetensors"
     some_steering.save(path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"joy\.safetensors is not a steering"):
+    with pytest.raises(ValueError, match=r"joy\.safetensors is no steering"):
         Steering.load(path)
 
 
@@ -687,7 +687,7 @@ def test_a_truncated_file_is_refused_by_name(some_steering: Steering, tmp_path: 
 def test_a_foreign_file_is_refused_by_name(tmp_path: Path, metadata: dict | None) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"weight": torch.zeros(2)}, path, metadata=metadata)
-    with pytest.raises(ValueError, match=r"weights\.safetensors is not a steering"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors is no steering"):
         Steering.load(path)
 
 
