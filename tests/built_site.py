@@ -13,8 +13,10 @@ from bs4 import BeautifulSoup
 ROOT = Path(__file__).resolve().parents[1]
 HTML = ROOT / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
+# The library's source as pages, one per module: they differ in their text alone, so the tests look at one.
+SOURCE_FOLDER, SOURCE = "_modules/austeer/", "_modules/austeer/momentum.html"
 PAGES = [f"{name}.html" for name in build.toc_files(TOC)]
-MADE_BY_SPHINX = ["search.html", "genindex.html"]
+MADE_BY_SPHINX = ["search.html", "genindex.html", "py-modindex.html", "_modules/index.html", SOURCE]
 
 each_page = pytest.mark.parametrize("page", PAGES)
 every_page = pytest.mark.parametrize("page", PAGES + MADE_BY_SPHINX)
