@@ -39,7 +39,8 @@ test: install $(SCRIPTS)
 	exit $$status
 
 pdf: install
-	@command -v latexmk xelatex >/dev/null || { echo "make pdf needs latexmk and xelatex: install TeX Live."; exit 1; }
+	@command -v latexmk xelatex >/dev/null || { \
+	echo "make pdf needs TeX: \`apt-get install texlive-xetex texlive-fonts-extra latexmk fonts-freefont-otf\`."; exit 1; }
 	@$(BUILD) --chapter="$(CHAPTER)" --pdf
 
 # What a reader's `pip install` may find: the unit tests, run in environments of their own.

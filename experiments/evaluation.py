@@ -27,9 +27,9 @@ SHOTS = (0, 4)  # examples in the prompt
 # well as 1,000.)
 TASKS = {
     "sst2": (200, 300),
-    "copa_balanced": (200, 300),
-    "winogrande": (200, 300),
-    "boolq": (60, 150),
+    "copa_balanced": (150, 300),
+    "winogrande": (100, 300),
+    "boolq": (50, 150),
     "mawps": (50, 200),
     "svamp": (50, 200),
 }
