@@ -289,17 +289,17 @@ def activation_momentum(
     per_request = max(1, BYTES_PER_REQUEST // (_COUNT_BYTES * shape[0] * shape[1]))  # groups
     shares = _shares(lengths, group, per_request, tokens_per_pass) if remote else [None]
 
+    def batch(rows: list[int]) -> tuple:
+        return rows, encode_sides(model, texts, rows), group[rows]
+
     def bundles() -> Iterator[list[tuple]]:
         for share in shares:
-            batches = [
-                (rows, encode_sides(model, texts, rows), group[rows])
-                for rows in by_length(lengths, 2, tokens_per_pass, share)
-            ]
-            yield from [batches] if remote else [[batch] for batch in batches]
+            batches = map(batch, by_length(lengths, 2, tokens_per_pass, share))
+            yield from [list(batches)] if remote else ([one] for one in batches)
 
     with tqdm(total=len(pairs), desc=f"reading {site}", unit="item", leave=False) as bar:
         sums = torch.float32 if remote else torch.float64
-        for bundle, (groups, *found_counts) in run(model, _statistics, bundles(), site, sums):
+        for bundle, (groups, *found_counts) in run(model, _statistics, bundles(), site, sums, again=batch):
             for count, part in zip(counts, found_counts, strict=True):
                 count.index_add_(0, groups, part.to(count.dtype))
             bar.update(sum(len(rows) for rows, *_ in bundle))

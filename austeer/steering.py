@@ -313,7 +313,8 @@ def apply(model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator
                 part = operator.displacement(place, x[rows], now, state) * operator.strength
                 if delta is None:
                     delta = torch.zeros(x.shape, dtype=part.dtype, device=x.device)
-                delta[rows] += torch.where(now.mask(operator.positions)[..., None], part, 0.0)
+                where = now.mask(operator.positions).to(part.device)  # layers may lie on several devices
+                delta[rows] += torch.where(where[..., None], part, 0.0)
             if delta is not None:
                 sites.write(place, (x + delta).to(x.dtype))
 
@@ -373,7 +374,8 @@ def _fold(linear, site: str, scale: Tensor | None, shift: Tensor | None) -> None
     with torch.no_grad():
         weight = linear_weight(linear)
         exact = weight.double()
-        bias = torch.zeros(len(weight), dtype=torch.float64) if linear.bias is None else linear.bias.double()
+        scale, shift = (None if gain is None else gain.to(exact.device) for gain in (scale, shift))
+        bias = exact.new_zeros(len(weight)) if linear.bias is None else linear.bias.double()
         bias, exact = bias.clone(), exact.clone()
         if site == "ffn":
             if scale is not None:
