@@ -131,7 +131,9 @@ def load(
                 )
             cast(module, torch_dtype).eval().requires_grad_(False)
         if not isinstance(model, TransformersModel):
-            model = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+            # Told nothing, transformers' pipeline would move the weights to the first GPU of a machine that has one.
+            place = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
+            model = TransformersModel(module, tokenizer=tokenizer, task="text-generation", **place)
         model.tokenizer = tokenizer
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
