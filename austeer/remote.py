@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -110,6 +111,7 @@ def _halving(
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
+                gc.collect()
                 parts, size = 2 * parts, -(-size // 2)
                 continue  # out of the handler, whose error keeps what filled the memory
             if parts > 1 and not told:
@@ -119,6 +121,7 @@ def _halving(
                     "A smaller tokens_per_pass or rows_per_pass starts there.",
                     stacklevel=3,
                 )
+            gc.collect(1)  # a pass that was stopped early leaves cycles, which hold all of its tensors
             yield bundle, result
             start += size
 

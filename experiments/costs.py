@@ -1,0 +1,113 @@
+"""Make data/results/costs.jsonl: seconds and peak memory of a momentum job against pairs, length, width and layers.
+
+    python experiments/costs.py
+
+Each row is measured in a process of its own (Linux: /proc), on random Llamas of several shapes and on the default model.
+Resumable. About 8 minutes on two quiet CPU cores.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from rows import RESULTS, Rows
+from tqdm.auto import tqdm
+
+import austeer as au
+from austeer.data import ContrastivePair
+
+BASE = {"pairs": 200, "length": 32, "width": 256, "layers": 8}
+STEPS = {"pairs": (50, 100, 400, 800), "length": (8, 16, 64, 128), "width": (128, 384, 512), "layers": (2, 4, 16)}
+ONE_AT_A_TIME = [BASE, *({**BASE, name: value} for name, values in STEPS.items() for value in values)]
+DEFAULT = [{"model": au.models.DEFAULT, "pairs": pairs, "site": "attention"} for pairs in (100, 1000, 5000)]
+DEFAULT += [{"model": au.models.DEFAULT, "pairs": 100, "site": site} for site in ("neuron", "ffn", "residual")]
+
+
+def llama(width: int, layers: int):
+    """Return a random Llama of this shape through `au.load`."""
+    tokenizer = au.load().tokenizer
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return au.load(transformers.LlamaForCausalLM(config), tokenizer=tokenizer)
+
+
+def texts(pairs: int, length: int) -> list[ContrastivePair]:
+    """Return pairs whose two sides have exactly so many tokens, in 100 topics."""
+    prompt = "One" + " and" * (length - 2)
+    return [ContrastivePair(prompt, " good", " bad", f"topic {number % 100}") for number in range(pairs)]
+
+
+def memory(name: str) -> int:
+    """Return a line of this process's status in bytes: "VmRSS" now, "VmHWM" at its highest."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def measure(cell: dict) -> dict:
+    """Run one job in this process; return its seconds, its peak over the model's memory, and the model's own, in bytes."""
+    if "model" in cell:
+        model, site = au.load(), cell["site"]
+        own = au.load_pairs("sentiment")
+        pairs = (own * (1 + cell["pairs"] // len(own)))[: cell["pairs"]]
+    else:
+        model, site = llama(cell["width"], cell["layers"]), "attention"
+        pairs = texts(cell["pairs"], cell["length"])
+    weights = list(model._module.parameters())
+    au.activation_momentum(model, pairs[:2], site)  # the first pass loads what every later one uses
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be taken again, and not be seen
+    Path("/proc/self/clear_refs").write_text("5")  # the highest value begins anew
+    before, start = memory("VmRSS"), time.perf_counter()
+    au.activation_momentum(model, pairs, site)
+    seconds = time.perf_counter() - start
+    tokens = sum(
+        len(au.models.token_ids(model, pair.prompt + side)) for pair in pairs for side in (pair.positive, pair.negative)
+    )
+    blocks = model._module.get_submodule(au.sites.anatomy(model).blocks)
+    return {
+        "cell": cell,
+        "seconds": round(seconds, 3),
+        "peak": memory("VmHWM") - before,
+        "own": sum(weight.numel() * weight.element_size() for weight in weights),
+        "tokens": tokens,
+        "block_weights": sum(weight.numel() for weight in blocks.parameters()),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def apart(cell: dict) -> dict:
+    """Measure a cell in a process of its own, with the memory allocator as it comes."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    run = subprocess.run(
+        [sys.executable, __file__, "--one", json.dumps(cell)], env=plain, capture_output=True, text=True, check=True
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure the cells that are missing, or the one that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", type=json.loads, help="measure this cell only, and print its row")
+    one = parser.parse_args().one
+    if one:
+        print(json.dumps(measure(one)))
+        return
+    rows = Rows(RESULTS / "costs.jsonl", au.load())
+    for cell in tqdm([*ONE_AT_A_TIME, *DEFAULT], unit="cell"):
+        if not rows.get(cell=cell):
+            rows.add(apart(cell))
+
+
+if __name__ == "__main__":
+    main()
