@@ -127,7 +127,7 @@ def load(
             module = module if device is None or spread else module.to(device)
             if spread and any(weight.is_meta for weight in module.parameters()):
                 raise ValueError(
-                    f"{name} does not fit on the devices that are here; take a smaller dtype, more cards, or remote=True."
+                    f"{name} does not fit on the devices here; take a smaller dtype, more cards, or remote=True."
                 )
             cast(module, torch_dtype).eval().requires_grad_(False)
         if not isinstance(model, TransformersModel):

@@ -111,9 +111,10 @@ def _halving(
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
+                result, parts, size = None, 2 * parts, -(-size // 2)
+            if result is None:  # out of the handler, whose error keeps what filled the memory
                 gc.collect()
-                parts, size = 2 * parts, -(-size // 2)
-                continue  # out of the handler, whose error keeps what filled the memory
+                continue
             if parts > 1 and not told:
                 told = True
                 warnings.warn(

@@ -323,7 +323,15 @@ def bake(model, steering: Steering):
     """Fold a steering into plain weights: a Hugging Face model with the same outputs and no hooks.
 
     Scaling unit i of y = W x scales column i of W; a shift adds W s to the bias. At `ffn` the rows are scaled and the
-    shift is the bias itself.
+    shift is the bias itself. Sums are taken in float64, and rounded once to the model's dtype.
+
+    Scales fold in every architecture. Shifts fold where the projection has a bias or its configuration can declare one
+    (Llama, GPT-2, GPT-NeoX, attention of Qwen3 and Gemma); a Mistral or Qwen2 is written as a `LlamaForCausalLM` with
+    biases that computes the same. Refused, with the reason: a shift in the FFN of Qwen3 or Gemma, the residual stream,
+    positions other than "all", and operators that are no fixed scale or shift.
+
+    What `save_pretrained` writes, with the tokenizer beside it, is served like any other checkpoint: by
+    `vllm serve DIRECTORY`, or by llama.cpp after `python convert_hf_to_gguf.py DIRECTORY --outfile steered.gguf`.
 
     Args:
         model: a local model from `load()`; it is not changed.

@@ -2,8 +2,8 @@
 
     python experiments/costs.py
 
-Each row is measured in a process of its own (Linux: /proc), on random Llamas of several shapes and on the default model.
-Resumable. About 8 minutes on two quiet CPU cores.
+Each row is measured in a process of its own (Linux: /proc), on random Llamas of several
+shapes and on the default model. Resumable. About 8 minutes on two quiet CPU cores.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def memory(name: str) -> int:
 
 
 def measure(cell: dict) -> dict:
-    """Run one job in this process; return its seconds, its peak over the model's memory, and the model's own, in bytes."""
+    """Run one job in this process; return its seconds, and in bytes its peak over the model and the model's own."""
     if "model" in cell:
         model, site = au.load(), cell["site"]
         own = au.load_pairs("sentiment")

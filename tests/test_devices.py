@@ -83,7 +83,7 @@ def test_a_batch_is_halved_until_it_fits_and_says_so_once(tiny: Any, some_units:
 def test_later_batches_start_with_the_size_that_fitted(tiny: Any) -> None:
     model, tried = tiny("llama"), []
     handle = model._module.model.embed_tokens.register_forward_pre_hook(lambda _, given: tried.append(len(given[0])))
-    with memory_for(12, model), pytest.warns(UserWarning, match="too small for 7 rows in one pass; the job goes on with 4"):
+    with memory_for(12, model), pytest.warns(UserWarning, match="too small for 7 rows.* goes on with 4"):
         au.activation_momentum(model, PAIRS, tokens_per_pass=150)
     handle.remove()
     assert sum(size > 12 for size in tried) == 1
@@ -257,7 +257,8 @@ def test_a_model_stays_on_the_cpu_of_a_machine_that_has_a_gpu(
     plain: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transformers.pipelines.base, "is_torch_cuda_available", lambda: True)
-    assert au.load(plain("llama"), tokenizer=tokenizer)._module.device.type == "cpu"  # and nothing was moved to "cuda:0"
+    model = au.load(plain("llama"), tokenizer=tokenizer)  # moving it to "cuda:0" would fail
+    assert model._module.device.type == "cpu"
 
 
 def test_auto_is_refused_for_weights_that_lie_somewhere_already(plain: Any, tokenizer: Any) -> None:
@@ -273,7 +274,7 @@ def test_a_model_that_does_not_fit_on_all_devices_is_refused(
     there = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     there.lm_head.to("meta")  # as accelerate leaves what it keeps on the disk
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: there)
-    with pytest.raises(ValueError, match="does not fit on the devices that are here"):
+    with pytest.raises(ValueError, match="does not fit on the devices here"):
         au.load(tmp_path, device="auto")
 
 

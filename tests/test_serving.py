@@ -1,6 +1,6 @@
 """A baked checkpoint in an engine that knows neither this library nor PyTorch: CTranslate2 says the same tokens.
 
-Its converter reads the directory that `save_pretrained` wrote and refuses what it does not know; its own kernels run it.
+Its converter reads the directory that `save_pretrained` wrote; its own kernels run it.
 """
 
 from __future__ import annotations
