@@ -150,7 +150,7 @@ def load(
 
 def describe_run(model: str | None = None, device: str = "cpu", remote: bool | str = False) -> str:
     """Return one line that says where a run with these arguments of `load` happens, and with which versions."""
-    where = device if device != "cpu" else f"the CPU ({torch.get_num_threads()} threads)"
+    where = {"cpu": f"the CPU ({torch.get_num_threads()} threads)", "auto": "all devices here"}.get(device, device)
     if device == "cpu" and torch.cuda.is_available():
         where += '; a GPU is here, too: DEVICE = "cuda"'
     if remote:

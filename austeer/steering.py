@@ -417,7 +417,8 @@ def _with_biases(module, parts: set[str]):
                 "declare; use a scale, or steer with hooks."
             )
         setattr(config, f"{part}_bias", True)
-    copied = cast(kind(config).to(module.device), module.dtype).eval().requires_grad_(False)
+    device = "cpu" if getattr(module, "hf_device_map", None) else module.device  # what is spread fits on no one card
+    copied = cast(kind(config).to(device), module.dtype).eval().requires_grad_(False)
     missing, _ = copied.load_state_dict(module.state_dict(), strict=False)
     for name in missing:  # the biases that the configuration has just declared
         copied.get_parameter(name).zero_()
