@@ -35,4 +35,4 @@ def test_the_measured_rows_keep_the_bound_on_the_default_model() -> None:
     rows = [row for row in au.load_results("costs") if row["cell"].get("site") == "attention"]
     share = {row["cell"]["pairs"]: row["peak"] / row["own"] for row in rows}
     assert max(share.values()) < 0.25
-    assert share[5000] - share[100] < 0.05
+    assert max(share.values()) - share[100] < 0.05
