@@ -25,7 +25,7 @@ M_MMAP_THRESHOLD = -3  # its number in glibc's malloc.h
 BASE = {"pairs": 200, "length": 32, "width": 256, "layers": 8}
 STEPS = {"pairs": (100, 400), "length": (16, 64, 128), "width": (128, 512), "layers": (4, 16)}
 ONE_AT_A_TIME = [BASE, *({**BASE, name: value} for name, values in STEPS.items() for value in values)]
-SITES = (("attention", 100), ("neuron", 100), ("ffn", 100), ("residual", 100), ("attention", 1000), ("attention", 5000))
+SITES = (("attention", 100), ("neuron", 100), ("ffn", 100), ("residual", 100), ("attention", 1000))
 DEFAULT = [{"model": au.models.DEFAULT, "site": site, "pairs": pairs, "length": 6} for site, pairs in SITES]
 
 
