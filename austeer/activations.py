@@ -61,9 +61,12 @@ def collect(
     def read_size(batch: tuple[list[int], dict]) -> int:
         return len(batch[1]["input_ids"]) * found.layers * width * 4
 
-    parts = ((rows, encode_sides(model, texts, rows)) for rows in by_length(lengths, len(texts[0]), tokens_per_pass))
+    def batch(rows: list[int]) -> tuple[list[int], dict]:
+        return rows, encode_sides(model, texts, rows)
+
+    parts = map(batch, by_length(lengths, len(texts[0]), tokens_per_pass))
     with tqdm(total=len(items), desc=f"reading {site}", unit="item", leave=False) as bar:
-        for bundle, activations in run(model, last_tokens, bundles(model, parts, read_size), site):
+        for bundle, activations in run(model, last_tokens, bundles(model, parts, read_size), site, again=batch):
             for (rows, _), read in zip(bundle, activations, strict=True):
                 read = read.view(len(rows), -1, found.layers, width).transpose(0, 1)
                 if into is None:
@@ -117,8 +120,9 @@ def last_tokens(model, bundle: list[tuple], site: str) -> list[torch.Tensor]:
         with torch.no_grad(), model.trace(batch, use_cache=False) as tracer:
             sites, read = Sites(model), []
             for layer in range(sites.anatomy.layers):
-                read.append(sites.read(Place(layer, site))[:, -1])
-            activations = torch.stack(read, 1).save()
+                read.append(sites.read(Place(layer, site))[:, -1].clone())  # a view would keep all tokens
+            # The layers of a model on several devices meet on the last one.
+            activations = torch.stack([x.to(read[-1].device) for x in read], 1).save()
             tracer.stop()
         found.append(activations.float().cpu())
     return found

@@ -82,18 +82,17 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda row: (len(token_ids(model, prompts[row])), row))
     with tqdm(total=len(prompts) * max_new_tokens, desc="generating", unit="token", leave=False) as bar, quiet():
 
-        def batches() -> Iterator[tuple]:
-            for start in range(0, len(order), rows_per_pass):
-                rows = order[start : start + rows_per_pass]
-                batch, own = encode(model, [prompts[row] for row in rows], room=max_new_tokens), dict(options)
-                if repetition_penalty != 1.0:
-                    penalty = _PenaltyBlindToPadding(repetition_penalty, batch["attention_mask"])
-                    own["logits_processor"] = LogitsProcessorList([penalty, *own.get("logits_processor", [])])
-                if not info(model).remote:
-                    own["streamer"] = _Ticks(bar, len(rows))
-                yield rows, batch, _parts([each[row] for row in rows]), own
+        def batch(rows: list[int]) -> tuple:
+            tokens, own = encode(model, [prompts[row] for row in rows], room=max_new_tokens), dict(options)
+            if repetition_penalty != 1.0:
+                penalty = _PenaltyBlindToPadding(repetition_penalty, tokens["attention_mask"])
+                own["logits_processor"] = LogitsProcessorList([penalty, *own.get("logits_processor", [])])
+            if not info(model).remote:
+                own["streamer"] = _Ticks(bar, len(rows))
+            return rows, tokens, _parts([each[row] for row in rows]), own
 
-        for bundle, found in run(model, _continue, bundles(model, batches())):
+        batches = (batch(order[start : start + rows_per_pass]) for start in range(0, len(order), rows_per_pass))
+        for bundle, found in run(model, _continue, bundles(model, batches), again=batch):
             for (rows, *_), continuation in zip(bundle, found, strict=True):
                 said = model.tokenizer.batch_decode(continuation, skip_special_tokens=True)
                 for row, text in zip(rows, said, strict=True):

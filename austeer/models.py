@@ -64,7 +64,8 @@ def load(
             account and no hub), a hub id, a local directory, a `PreTrainedModel` (give its `tokenizer`), or an
             nnsight `TransformersModel`.
         tokenizer: used in place of the one that comes with the model; a `PreTrainedModel` comes with none.
-        device: "cpu", "cuda", "cuda:1" ...; None means "cpu" for what is loaded from disk, and leaves a
+        device: "cpu", "cuda", "cuda:1" ...; "auto" spreads what is loaded from disk over all devices that there are,
+            for a model larger than one card; None means "cpu" for what is loaded from disk, and leaves a
             `PreTrainedModel` or `TransformersModel` where it is. Ignored where `remote` is True.
         dtype: "float32" (the default), "bfloat16", "float16" or "float64", or the torch dtype; None keeps the
             dtype of a model that is already in memory. Ignored where `remote` is True.
@@ -73,8 +74,8 @@ def load(
         bos: whether a text starts with the tokenizer's BOS token; None takes the model's own convention, once, now.
 
     Raises:
-        ValueError: an unknown dtype, no CUDA, a model that is not a causal language model, a missing tokenizer, an
-            unknown or gated model id.
+        ValueError: an unknown dtype, no CUDA, "auto" for a model that is in memory already or does not fit on the
+            devices, a model that is not a causal language model, a missing tokenizer, an unknown or gated model id.
         OSError: the network or the default weights cannot be had; the message says what to do instead.
 
     Example:
@@ -92,6 +93,10 @@ def load(
     if device and device.startswith("cuda") and remote is not True and not torch.cuda.is_available():
         raise ValueError(f'device is {device!r} but PyTorch sees no CUDA device here; use device="cpu" or remote=True.')
 
+    if device == "auto" and isinstance(model, (PreTrainedModel, TransformersModel)):
+        raise ValueError('device="auto" places weights while they are loaded; give a model id or a directory, or None.')
+    spread = "auto" if device == "auto" and remote is not True else None
+
     name = DEFAULT
     if isinstance(model, TransformersModel):
         name, tokenizer = model.repo_id or "model", tokenizer or model.tokenizer
@@ -105,7 +110,7 @@ def load(
     elif model is None and remote is not True:
         with _no_widget_bars():
             directory = _default_weights()
-            module, tokenizer = _from_directory(directory, torch_dtype or torch.float32, tokenizer)
+            module, tokenizer = _from_directory(directory, torch_dtype or torch.float32, tokenizer, spread)
         bos = False if bos is None else bos  # the checkpoint was trained without one; never left to the tokenizer
     else:
         name = str(model or _HUB_DEFAULT)
@@ -114,15 +119,21 @@ def load(
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)  # nnsight asks transformers for none
             module, model = None, TransformersModel(name, tokenizer=tokenizer, task="text-generation")
         else:
-            module, tokenizer = _from_directory(name, torch_dtype or torch.float32, tokenizer)
+            module, tokenizer = _from_directory(name, torch_dtype or torch.float32, tokenizer, spread)
 
     if module is not None:
         _require_causal(name, module.config, type(module).__name__)
         if remote is not True:
-            module = module if device is None else module.to(device)
+            module = module if device is None or spread else module.to(device)
+            if spread and any(weight.is_meta for weight in module.parameters()):
+                raise ValueError(
+                    f"{name} does not fit on the devices here; take a smaller dtype, more cards, or remote=True."
+                )
             cast(module, torch_dtype).eval().requires_grad_(False)
         if not isinstance(model, TransformersModel):
-            model = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+            # Told nothing, transformers' pipeline would move the weights to the first GPU of a machine that has one.
+            place = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
+            model = TransformersModel(module, tokenizer=tokenizer, task="text-generation", **place)
         model.tokenizer = tokenizer
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -139,7 +150,7 @@ def load(
 
 def describe_run(model: str | None = None, device: str = "cpu", remote: bool | str = False) -> str:
     """Return one line that says where a run with these arguments of `load` happens, and with which versions."""
-    where = device if device != "cpu" else f"the CPU ({torch.get_num_threads()} threads)"
+    where = {"cpu": f"the CPU ({torch.get_num_threads()} threads)", "auto": "all devices here"}.get(device, device)
     if device == "cpu" and torch.cuda.is_available():
         where += '; a GPU is here, too: DEVICE = "cuda"'
     if remote:
@@ -297,9 +308,9 @@ def _require_causal(name: str, config, class_name: str | None = None) -> None:
         raise ValueError(f"{name} is {architectures or config.model_type}, not a causal language model; give one.")
 
 
-def _from_directory(name, dtype, tokenizer):
+def _from_directory(name, dtype, tokenizer, device_map):
     """Load weights and tokenizer with transformers, which reads safetensors only here."""
-    module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, device_map=device_map)
     return module, tokenizer or AutoTokenizer.from_pretrained(name)
 
 

@@ -289,17 +289,20 @@ def activation_momentum(
     per_request = max(1, BYTES_PER_REQUEST // (_COUNT_BYTES * shape[0] * shape[1]))  # groups
     shares = _shares(lengths, group, per_request, tokens_per_pass) if remote else [None]
 
+    def batch(rows: list[int]) -> tuple:
+        return rows, encode_sides(model, texts, rows), group[rows]
+
     def bundles() -> Iterator[list[tuple]]:
         for share in shares:
-            batches = [
-                (rows, encode_sides(model, texts, rows), group[rows])
-                for rows in by_length(lengths, 2, tokens_per_pass, share)
-            ]
-            yield from [batches] if remote else [[batch] for batch in batches]
+            batches = map(batch, by_length(lengths, 2, tokens_per_pass, share))
+            yield from [list(batches)] if remote else ([one] for one in batches)
 
     with tqdm(total=len(pairs), desc=f"reading {site}", unit="item", leave=False) as bar:
-        sums = torch.float32 if remote else torch.float64
-        for bundle, (groups, *found_counts) in run(model, _statistics, bundles(), site, sums):
+        if not remote:
+            for [(rows, *_)], [activations] in run(model, last_tokens, bundles(), site, again=batch):
+                _count(counts, group[rows], activations[::2], activations[1::2])
+                bar.update(len(rows))
+        for bundle, (groups, *found_counts) in run(model, _statistics, bundles(), site) if remote else ():
             for count, part in zip(counts, found_counts, strict=True):
                 count.index_add_(0, groups, part.to(count.dtype))
             bar.update(sum(len(rows) for rows, *_ in bundle))
@@ -371,10 +374,11 @@ def _shares(lengths: list[int], group: Tensor, groups: int, tokens_per_pass: int
     yield share
 
 
-def _statistics(model, bundle: list[tuple], site: str, sums: torch.dtype) -> tuple[Tensor, ...]:
+def _statistics(model, bundle: list[tuple], site: str) -> tuple[Tensor, ...]:
     """Read batches of pairs and count them where the model is; return the groups that occur, and their counts and sums.
 
-    Only this leaves a remote model: (groups,) int64, and for each of these groups what `ActivationMomentum` holds.
+    Only this leaves a remote model: (groups,) int64, and for each of these groups what `ActivationMomentum` holds, the
+    sums as float32.
     """
     groups = torch.cat([group for *_, group in bundle]).unique()
     counts = None
@@ -383,7 +387,7 @@ def _statistics(model, bundle: list[tuple], site: str, sums: torch.dtype) -> tup
         counts = counts or _empty(len(groups), activations.shape[1:])
         _count(counts, torch.searchsorted(groups, batch[2]), activations[::2], activations[1::2])
     higher, lower, total, squares = counts
-    return groups, higher, lower, total.to(sums), squares.to(sums)
+    return groups, higher, lower, total.float(), squares.float()
 
 
 def _empty(groups: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -393,12 +397,13 @@ def _empty(groups: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def _count(counts: tuple[Tensor, ...], group: Tensor, positive: Tensor, negative: Tensor) -> None:
-    difference = positive.double() - negative.double()
-    higher, lower, total, squares = counts
-    higher.index_add_(0, group, (difference > 0).int())
-    lower.index_add_(0, group, (difference < 0).int())
-    total.index_add_(0, group, difference)
-    squares.index_add_(0, group, difference**2)
+    for layer in range(positive.shape[1]):  # one at a time: differences in float64 are large
+        difference = positive[:, layer].double() - negative[:, layer].double()
+        higher, lower, total, squares = (count[:, layer] for count in counts)
+        higher.index_add_(0, group, (difference > 0).int())
+        lower.index_add_(0, group, (difference < 0).int())
+        total.index_add_(0, group, difference)
+        squares.index_add_(0, group, difference**2)
 
 
 def _require_finite(counts: tuple[Tensor, ...]) -> None:

@@ -1,12 +1,14 @@
-"""Where a job runs: here, or on NDIF in requests of bounded size; a job that broke goes on where it stopped."""
+"""Where a job runs: here, in batches that fit, or on NDIF in bounded requests; what broke goes on where it stopped."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -48,8 +50,13 @@ def bundles(model, batches: Iterable, size: Callable[[Any], int] = lambda batch:
         yield bundle
 
 
-def run(model, job: Callable, bundles: Iterable[list], *shared) -> Iterator[tuple[list, Any]]:
+def run(
+    model, job: Callable, bundles: Iterable[list], *shared, again: Callable[[list], tuple] | None = None
+) -> Iterator[tuple[list, Any]]:
     """Yield `(bundle, job(model, bundle, *shared))` for every bundle; on a remote model each is one request.
+
+    Here, where a bundle is one batch, a batch for which the memory is too small is halved until it fits, and so are
+    all later ones; a warning says once which size that is.
 
     The job opens its traces itself, and returns tensors on the CPU. On NDIF it runs beside the model, where there is
     torch but no austeer: it arrives as source, with what it names.
@@ -57,14 +64,21 @@ def run(model, job: Callable, bundles: Iterable[list], *shared) -> Iterator[tupl
     What came back is kept until the last bundle is done. If the job breaks, or is interrupted, the same call goes on
     with the first bundle that is missing.
 
+    Args:
+        model: a model from `load()`.
+        job: called with the model, a bundle, and `shared`.
+        bundles: lists of batches; a batch is a tuple that begins with the numbers of its rows.
+        shared: what every call is given.
+        again: makes the batch of some rows; without it no batch is halved.
+
     Raises:
+        torch.OutOfMemoryError: one row alone does not fit.
         PermissionError: NDIF did not accept the API key.
         ConnectionError: NDIF cannot be reached, or the connection was lost more often than a request is repeated.
         OSError: NDIF refused the job or failed at it; the message gives its reason.
     """
     if not info(model).remote:
-        for bundle in bundles:
-            yield bundle, job(model, bundle, *shared)
+        yield from _halving(model, job, bundles, shared, again)
         return
     done: dict[str, Any] = {}
     try:
@@ -79,6 +93,38 @@ def run(model, job: Callable, bundles: Iterable[list], *shared) -> Iterator[tupl
         raise
     for asked in done:
         _kept.pop(asked, None)
+
+
+def _halving(
+    model, job: Callable, bundles: Iterable[list], shared: tuple, again: Callable[[list], tuple] | None
+) -> Iterator[tuple[list, Any]]:
+    """Run bundles of one batch each here, in as many parts as the memory asks for."""
+    parts, told = 1, False
+    for bundle in bundles:
+        rows = bundle[0][0] if again else [None]
+        start, size = 0, -(-len(rows) // parts)
+        while start < len(rows):
+            if parts > 1:
+                bundle = [again(rows[start : start + size])]
+            try:
+                result = job(model, bundle, *shared)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                result, parts, size = None, 2 * parts, -(-size // 2)
+            if result is None:  # out of the handler, whose error keeps what filled the memory
+                gc.collect()
+                continue
+            if parts > 1 and not told:
+                told = True
+                warnings.warn(
+                    f"The memory is too small for {len(rows)} rows in one pass; the job goes on with {size}. "
+                    "A smaller tokens_per_pass or rows_per_pass starts there.",
+                    stacklevel=3,
+                )
+            gc.collect(1)  # a pass that was stopped early leaves cycles, which hold all of its tensors
+            yield bundle, result
+            start += size
 
 
 class _ByValue(CustomCloudPickler):

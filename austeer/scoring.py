@@ -99,15 +99,18 @@ def kl(model, texts: Sequence[str], steering: Steering) -> Tensor:
     result = torch.zeros(len(texts))
     rows = sorted(range(len(texts)), key=lambda row: -len(token_ids(model, texts[row])))
 
+    def batch(part: list[int]) -> tuple[list[int], dict]:
+        return part, encode(model, [texts[row] for row in part] * 2)
+
     def batches() -> Iterator[tuple[list[int], dict]]:
         start = 0
         while start < len(rows):
             part = rows[start : start + max(1, TOKENS_PER_PASS // len(token_ids(model, texts[rows[start]])))]
-            yield part, encode(model, [texts[row] for row in part] * 2)
+            yield batch(part)
             start += len(part)
 
     with tqdm(total=len(rows), desc="comparing", unit="text", leave=False) as bar, quiet():
-        for bundle, found in run(model, _divergence, bundles(model, batches()), steering.operators):
+        for bundle, found in run(model, _divergence, bundles(model, batches()), steering.operators, again=batch):
             for (part, _), values in zip(bundle, found, strict=True):
                 result[part] = values
                 bar.update(len(part))
@@ -251,18 +254,21 @@ def _scored(
         encode(model, [prompts[longest] + texts[longest]])
     result = torch.full((3, len(texts)), torch.nan)
 
+    def batch(part: list) -> tuple:
+        return part, _batch(model, part)
+
     def batches() -> Iterator[tuple]:
         start = 0
         while start < len(rows):
             end = start + 1
             while end < len(rows) and (end + 1 - start) * _columns(rows[start : end + 1]) <= tokens_per_pass:
                 end += 1
-            yield rows[start:end], _batch(model, rows[start:end])
+            yield batch(rows[start:end])
             start = end
 
     operators = () if steering is None else steering.operators
     with tqdm(total=len(texts), desc="scoring", unit="text", leave=False) as bar, quiet():
-        for bundle, scores in run(model, _log_probability, bundles(model, batches()), operators):
+        for bundle, scores in run(model, _log_probability, bundles(model, batches()), operators, again=batch):
             for (part, _), found in zip(bundle, scores, strict=True):
                 for ((_, scored), ends), body, last, first in zip(part, *found, strict=True):
                     for number, value in zip(ends, last.tolist(), strict=False):

@@ -313,7 +313,8 @@ def apply(model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator
                 part = operator.displacement(place, x[rows], now, state) * operator.strength
                 if delta is None:
                     delta = torch.zeros(x.shape, dtype=part.dtype, device=x.device)
-                delta[rows] += torch.where(now.mask(operator.positions)[..., None], part, 0.0)
+                where = now.mask(operator.positions).to(part.device)  # layers may lie on several devices
+                delta[rows] += torch.where(where[..., None], part, 0.0)
             if delta is not None:
                 sites.write(place, (x + delta).to(x.dtype))
 
@@ -322,7 +323,15 @@ def bake(model, steering: Steering):
     """Fold a steering into plain weights: a Hugging Face model with the same outputs and no hooks.
 
     Scaling unit i of y = W x scales column i of W; a shift adds W s to the bias. At `ffn` the rows are scaled and the
-    shift is the bias itself.
+    shift is the bias itself. Sums are taken in float64, and rounded once to the model's dtype.
+
+    Scales fold in every architecture. Shifts fold where the projection has a bias or its configuration can declare one
+    (Llama, GPT-2, GPT-NeoX, attention of Qwen3 and Gemma); a Mistral or Qwen2 is written as a `LlamaForCausalLM` with
+    biases that computes the same. Refused, with the reason: a shift in the FFN of Qwen3 or Gemma, the residual stream,
+    positions other than "all", and operators that are no fixed scale or shift.
+
+    What `save_pretrained` writes, with the tokenizer beside it, is served like any other checkpoint: by
+    `vllm serve DIRECTORY`, or by llama.cpp after `python convert_hf_to_gguf.py DIRECTORY --outfile steered.gguf`.
 
     Args:
         model: a local model from `load()`; it is not changed.
@@ -373,7 +382,8 @@ def _fold(linear, site: str, scale: Tensor | None, shift: Tensor | None) -> None
     with torch.no_grad():
         weight = linear_weight(linear)
         exact = weight.double()
-        bias = torch.zeros(len(weight), dtype=torch.float64) if linear.bias is None else linear.bias.double()
+        scale, shift = (None if gain is None else gain.to(exact.device) for gain in (scale, shift))
+        bias = exact.new_zeros(len(weight)) if linear.bias is None else linear.bias.double()
         bias, exact = bias.clone(), exact.clone()
         if site == "ffn":
             if scale is not None:
@@ -407,7 +417,8 @@ def _with_biases(module, parts: set[str]):
                 "declare; use a scale, or steer with hooks."
             )
         setattr(config, f"{part}_bias", True)
-    copied = cast(kind(config).to(module.device), module.dtype).eval().requires_grad_(False)
+    device = "cpu" if getattr(module, "hf_device_map", None) else module.device  # what is spread fits on no one card
+    copied = cast(kind(config).to(device), module.dtype).eval().requires_grad_(False)
     missing, _ = copied.load_state_dict(module.state_dict(), strict=False)
     for name in missing:  # the biases that the configuration has just declared
         copied.get_parameter(name).zero_()

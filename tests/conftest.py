@@ -46,6 +46,13 @@ PATHS = {
 Edit = Callable[[Tensor], Tensor | None]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and PyTorch sees none here"))
+
+
 @pytest.fixture(scope="session", params=CONFIGS)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -826,7 +826,6 @@ def test_baking_leaves_the_model_as_it_was(plain, tokenizer, some_units, kind: s
     assert model._module.config.to_dict() == config
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "qwen2", "mistral"])
 def test_a_baked_model_survives_saving(tiny, some_units, padded, tmp_path: Path, kind: str) -> None:
     model, batch = tiny(kind), padded(PROMPTS)
     baked = au.bake(model, DirectionalAUSteer(some_units(model, "attention"), ALPHA))

@@ -5,6 +5,7 @@ from austeer.exercises.atomic_units import check_contributions, check_head_write
 from austeer.exercises.evaluation import check_calibrated, check_mcnemar
 from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
 from austeer.exercises.momentum import check_null_by_pairs, check_overlap
+from austeer.exercises.scale import check_halving, check_parameters
 from austeer.exercises.start import check_swing, check_units_per_layer
 from austeer.exercises.verdict import Verdict
 from austeer.exercises.your_own import check_balance, check_choose
@@ -18,11 +19,13 @@ __all__ = [
     "check_curse",
     "check_discoveries",
     "check_fold",
+    "check_halving",
     "check_head_writes",
     "check_mcnemar",
     "check_normalised_kl",
     "check_null_by_pairs",
     "check_overlap",
+    "check_parameters",
     "check_right_way",
     "check_scale_output",
     "check_swing",

@@ -1,0 +1,95 @@
+"""Make data/results/costs.jsonl: seconds and peak memory of a momentum job against pairs, length, width and layers.
+
+    python experiments/costs.py
+
+On random Llamas of several shapes and on the default model, on one thread: the seconds are those that the processor
+worked, whatever else it had to do. Memory is read from /proc, so it needs Linux. Resumable. About 5 minutes.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from rows import RESULTS, Rows
+from tqdm.auto import tqdm
+
+import austeer as au
+from austeer.data import ContrastivePair
+
+M_MMAP_THRESHOLD = -3  # its number in glibc's malloc.h
+BASE = {"pairs": 200, "length": 32, "width": 256, "layers": 8}
+STEPS = {"pairs": (100, 400), "length": (16, 64, 128), "width": (128, 512), "layers": (4, 16)}
+ONE_AT_A_TIME = [BASE, *({**BASE, name: value} for name, values in STEPS.items() for value in values)]
+SITES = (("attention", 100), ("neuron", 100), ("ffn", 100), ("residual", 100), ("attention", 1000))
+DEFAULT = [{"model": au.models.DEFAULT, "site": site, "pairs": pairs, "length": 6} for site, pairs in SITES]
+
+
+def llama(width: int, layers: int):
+    """Return a random Llama of this shape through `au.load`."""
+    tokenizer = au.load().tokenizer
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return au.load(transformers.LlamaForCausalLM(config), tokenizer=tokenizer)
+
+
+def texts(pairs: int, length: int) -> list[ContrastivePair]:
+    """Return pairs whose two sides have exactly so many tokens, in 100 topics."""
+    prompt = "One" + " and" * (length - 2)
+    return [ContrastivePair(prompt, " good", " bad", f"topic {number % 100}") for number in range(pairs)]
+
+
+def memory(name: str) -> int:
+    """Return a line of this process's status in bytes: "VmRSS" now, "VmHWM" at its highest."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def measure(cell: dict) -> dict:
+    """Run one job in this process; return its seconds, and in bytes its peak over the model and the model's own."""
+    torch.set_num_threads(1)
+    if "model" in cell:  # where memory is asked for, what is freed goes back at once; this costs time
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
+    model = au.load() if "model" in cell else llama(cell["width"], cell["layers"])
+    site, pairs = cell.get("site", "attention"), texts(cell["pairs"], cell["length"])
+    weights = list(model._module.parameters())
+    au.activation_momentum(model, pairs[:2], site)  # the first pass loads what every later one uses
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the highest value begins anew
+    before, start = memory("VmRSS"), time.process_time()
+    au.activation_momentum(model, pairs, site)
+    seconds = time.process_time() - start
+    blocks = model._module.get_submodule(au.sites.anatomy(model).blocks)
+    return {
+        "cell": cell,
+        "seconds": round(seconds, 3),
+        "peak": memory("VmHWM") - before,
+        "own": sum(weight.numel() * weight.element_size() for weight in weights),
+        "block_weights": sum(weight.numel() for weight in blocks.parameters()),
+    }
+
+
+def main() -> None:
+    """Measure the cells that are missing, or the one that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", type=json.loads, help="measure this cell only, and print its row")
+    one = parser.parse_args().one
+    if one:
+        print(json.dumps(measure(one)))
+        return
+    rows = Rows(RESULTS / "costs.jsonl", au.load())
+    for cell in tqdm([*ONE_AT_A_TIME, *DEFAULT], unit="cell"):
+        if not rows.get(cell=cell):
+            rows.add(measure(cell))
+
+
+if __name__ == "__main__":
+    main()
