@@ -174,16 +174,6 @@ def test_a_model_in_memory_stays_where_it_is_unless_a_device_is_asked_for(
 # What cannot be loaded
 
 
-def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'int8'; give one of float32, bfloat16, float16, float64"):
-        au.load(dtype="int8")
-
-
-def test_an_unknown_remote_is_refused() -> None:
-    with pytest.raises(ValueError, match="remote is 'ndif'; give False, True"):
-        au.load(remote="ndif")
-
-
 @pytest.mark.parametrize("remote", [False, "local"])
 def test_cuda_is_used_where_it_is_and_missed_in_one_sentence(plain, tokenizer, remote: bool | str) -> None:
     given = {"tokenizer": tokenizer, "device": "cuda", "remote": remote}
@@ -209,11 +199,6 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     transformers.T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a causal language model"):
         au.load(tmp_path)
-
-
-def test_a_model_in_memory_needs_its_tokenizer(plain) -> None:
-    with pytest.raises(ValueError, match="without its tokenizer"):
-        au.load(plain("llama"))
 
 
 def test_a_directory_without_a_configuration_is_refused(tmp_path: Path) -> None:
