@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +17,6 @@ from tokenizers.processors import TemplateProcessing
 
 import austeer as au
 from austeer.models import apply_template, encode, fingerprint, info, token_ids
-
-FORK = multiprocessing.get_context("fork")  # a child starts with the fakes of the test that made it, at once
 
 
 def tiny_bert(**settings) -> transformers.BertConfig:
