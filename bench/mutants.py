@@ -20,7 +20,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -76,23 +77,29 @@ def of_code(node: ast.AST, path: tuple = ()) -> Iterator[tuple[tuple, ast.AST]]:
                 yield from of_code(child, (*path, (name, place)))
 
 
-def mutants(target: str) -> list[tuple[str, str]]:
-    """Return (what was changed where, the whole file with it) for every mutant of a file."""
+def mutants(target: str) -> list[tuple[str, Callable[[], str]]]:
+    """Return (what was changed where, how to make the whole file with it) for every mutant of a file."""
     tree, found = ast.parse((ROOT / "austeer" / f"{target}.py").read_text()), []
     for path, node in of_code(tree):
         for kind, new in variants(node):
-            changed = copy.deepcopy(tree)
-            owner = changed
-            for name, place in path[:-1]:
-                owner = getattr(owner, name) if place is None else getattr(owner, name)[place]
-            name, place = path[-1]
-            if place is None:
-                setattr(owner, name, new)
-            else:
-                getattr(owner, name)[place] = new
             before, after = (ast.unparse(ast.fix_missing_locations(one)).splitlines()[0] for one in (node, new))
-            found.append((f"{target}.py:{node.lineno}: {kind}: {before}  ->  {after}", ast.unparse(changed)))
+            place = f"{target}.py:{node.lineno}:{node.col_offset}"
+            found.append((f"{place}: {kind}: {before}  ->  {after}", partial(changed, tree, path, new)))
     return found
+
+
+def changed(tree: ast.Module, path: tuple, new: ast.AST) -> str:
+    """Return the text of a tree with another node at the end of a path."""
+    tree = copy.deepcopy(tree)
+    owner = tree
+    for name, place in path[:-1]:
+        owner = getattr(owner, name) if place is None else getattr(owner, name)[place]
+    name, place = path[-1]
+    if place is None:
+        setattr(owner, name, new)
+    else:
+        getattr(owner, name)[place] = new
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def passes(target: str, source: str | None) -> bool | None:
@@ -122,6 +129,7 @@ def _run_tests(directory: str, target: str, aloud: bool) -> int:
     import torch
 
     torch.set_num_threads(1)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # anyio's cannot be imported after nnsight
     sys.path.insert(0, directory)
     if not aloud:
         for stream in (1, 2):
@@ -189,7 +197,7 @@ def main() -> None:
     for name, source in drawn[part::parts]:
         if name in done or time.monotonic() > until:
             continue
-        done[name] = not passes(name.partition(".")[0], source)
+        done[name] = not passes(name.partition(".")[0], source())
         with RESULTS.open("a") as file:
             file.write(json.dumps({"mutant": name, "killed": done[name]}) + "\n")
         print("killed  " if done[name] else "SURVIVES", name, flush=True)
