@@ -131,10 +131,11 @@ def _are_units(tensors: dict[str, Tensor]) -> bool:
     if not tensors.keys() >= {"layer", "index", "value"}:
         return False
     layer, index, value = (tensors[name] for name in ("layer", "index", "value"))
-    if not (layer.ndim == 1 and layer.shape == index.shape == value.shape):
+    if layer.ndim != 1 or not layer.shape == index.shape == value.shape:
         return False
-    units = torch.stack([layer, index], 1)
-    return not (units.is_floating_point() or (units < 0).any()) and len(units.unique(dim=0)) == len(units)
+    if layer.is_floating_point() or index.is_floating_point() or (layer < 0).any() or (index < 0).any():
+        return False
+    return len((layer.long() * 2**32 + index).unique()) == len(layer)
 
 
 class Scale(Operator):
