@@ -77,7 +77,8 @@ def load(
     Raises:
         ValueError: an unknown dtype, no CUDA, a model that is not a causal language model, a missing tokenizer, an
             unknown or gated model id.
-        OSError: the network or the default weights cannot be had; the message says what to do instead.
+        OSError: the network or the default weights cannot be had, or weights cannot be read; the message says what to
+            do instead.
 
     Example:
         >>> model = au.load()
@@ -109,7 +110,7 @@ def load(
             directory = _default_weights()
             try:
                 module, tokenizer = _from_directory(directory, torch_dtype or torch.float32, tokenizer)
-            except (OSError, SafetensorError) as error:
+            except OSError as error:
                 raise OSError(f"{directory} is damaged; delete it, and it is made again ({error}).") from error
         bos = False if bos is None else bos  # the checkpoint was trained without one; never left to the tokenizer
     else:
@@ -321,7 +322,10 @@ def _require_causal(name: str, config, class_name: str | None = None) -> None:
 
 def _from_directory(name, dtype, tokenizer):
     """Load weights and tokenizer with transformers, which reads safetensors only here."""
-    module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    try:
+        module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    except SafetensorError as error:
+        raise OSError(f"The weights of {name} were altered or cut off and cannot be read ({error}).") from error
     return module, tokenizer or AutoTokenizer.from_pretrained(name)
 
 

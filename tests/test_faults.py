@@ -624,6 +624,15 @@ def test_a_damaged_cache_says_what_to_delete(
         au.load()
 
 
+def test_weights_of_ones_own_that_are_cut_off_are_named(plain, tokenizer, tmp_path: Path) -> None:
+    plain("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(OSError, match=rf"^The weights of {tmp_path} were altered or cut off and cannot be read \("):
+        au.load(tmp_path)
+
+
 def test_after_the_first_use_nothing_is_asked_of_the_network(model, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
