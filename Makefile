@@ -59,6 +59,8 @@ versions:
 
 bench: install
 	@$(BIN)/python bench/unit_sweep.py
+	@$(BIN)/python bench/localisation.py
+	@$(BIN)/python bench/generation.py
 
 eval: install
 	@$(BIN)/python experiments/evaluation.py $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device "$(DEVICE)") \

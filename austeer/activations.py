@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from austeer.data import ContrastivePair
@@ -29,7 +33,7 @@ def collect(
     """Read a site's activations of every layer at the last token of each text.
 
     Batches are sorted by length and bounded by tokens; a pass stops after the last layer that is read, without the
-    LM head. Both sides of a pair are in one batch.
+    LM head. Both sides of a pair are in one batch, and what they begin with in common is computed once.
 
     Args:
         model: a model from `load()`.
@@ -55,21 +59,21 @@ def collect(
     info(model)
     found = anatomy(model)
     width = found.require(site)
-    texts, lengths = sides_and_lengths(model, items, template)
+    texts = Texts.of(model, items, template)
     stacked = None
     if into is None:
-        stacked = torch.empty(len(texts[0]), len(items), found.layers, width)
+        stacked = torch.empty(len(texts.sides[0]), len(items), found.layers, width)
 
-    def read_size(batch: tuple[list[int], dict]) -> int:
-        return len(batch[1]["input_ids"]) * found.layers * width * 4
+    def read_size(batch: tuple) -> int:
+        return len(batch[0]) * len(texts.sides[0]) * found.layers * width * 4
 
-    def batch(rows: list[int]) -> tuple[list[int], dict]:
-        return rows, encode_sides(model, texts, rows)
+    def batch(rows: list[int]) -> tuple:
+        return rows, *texts.encode(model, rows)
 
-    parts = map(batch, by_length(lengths, len(texts[0]), tokens_per_pass))
+    parts = map(batch, texts.batches(tokens_per_pass))
     with tqdm(total=len(items), desc=f"reading {site}", unit="item", leave=False) as bar:
         for bundle, activations in run(model, last_tokens, bundles(model, parts, read_size), site, again=batch):
-            for (rows, _), read in zip(bundle, activations, strict=True):
+            for (rows, *_), read in zip(bundle, activations, strict=True):
                 require_finite(read)
                 read = read.view(len(rows), -1, found.layers, width).transpose(0, 1)
                 if into is None:
@@ -81,50 +85,86 @@ def collect(
         return tuple(stacked) if len(stacked) > 1 else stacked[0]
 
 
-def sides_and_lengths(
-    model, items: Sequence[ContrastivePair] | Sequence[str], template: str | None
-) -> tuple[list[tuple[str, ...]], list[int]]:
-    """Return each item's texts, one for a text and two for a pair, and the number of tokens of the longer one.
+@dataclass(frozen=True)
+class Texts:
+    """The items that a job reads, and how they lie in a pass: what the sides of a pair share is computed once.
 
-    Raises:
-        ValueError: no item, or a text longer than the model's context.
+    Args:
+        sides: each item's texts, one for a text and two for a pair.
+        columns: how many tokens of a pass each item takes.
+        joined: whether the sides of an item are one row, in which no side sees another one.
     """
-    several(items if isinstance(items, str) else [item for item in items if not isinstance(item, ContrastivePair)])
-    if not items:
-        raise ValueError("No pair or text was given; give at least one.")
-    texts = [_sides(model, item, template) for item in items]
-    lengths = [max(len(token_ids(model, side)) for side in sides) for sides in texts]
-    encode_sides(model, texts, [max(range(len(texts)), key=lengths.__getitem__)])  # what cannot fit fails at once
-    return texts, lengths
+
+    sides: list[tuple[str, ...]]
+    columns: list[int]
+    joined: bool
+
+    @classmethod
+    def of(cls, model, items: Sequence[ContrastivePair] | Sequence[str], template: str | None) -> Texts:
+        """Lay out some items.
+
+        Raises:
+            ValueError: no item, or a text longer than the model's context.
+        """
+        several(items if isinstance(items, str) else [item for item in items if not isinstance(item, ContrastivePair)])
+        if not items:
+            raise ValueError("No pair or text was given; give at least one.")
+        sides = [_sides(model, item, template) for item in items]
+        ids = [[token_ids(model, side) for side in texts] for texts in sides]
+        longest = max(range(len(ids)), key=lambda row: max(map(len, ids[row])))
+        encode(model, list(sides[longest]))  # what cannot fit fails at once
+        columns = [sum(map(len, _shared_and_own(row))) for row in ids]
+        if len(sides[0]) > 1 and _may_join(model, max(columns)):
+            return cls(sides, columns, joined=True)
+        return cls(sides, [len(row) * max(map(len, row)) for row in ids], joined=False)
+
+    def batches(self, tokens_per_pass: int, rows: Iterable[int] | None = None) -> Iterator[list[int]]:
+        """Yield the numbers of items, longest first, in batches of at most `tokens_per_pass` tokens."""
+        batch, widest = [], 0
+        rows = range(len(self.sides)) if rows is None else rows
+        for row in sorted(rows, key=lambda row: (-self.columns[row], row)):
+            widest = widest or self.columns[row]
+            if batch and (len(batch) + 1) * widest > tokens_per_pass:
+                yield batch
+                batch, widest = [], self.columns[row]
+            batch.append(row)
+        yield batch
+
+    def encode(self, model, rows: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the inputs of a pass over some items, and in which columns each of its rows has its last tokens."""
+        if not self.joined:
+            batch = encode(model, [side for row in rows for side in self.sides[row]])
+            return batch, torch.full((len(batch["input_ids"]), 1), -1)
+        ids = [_shared_and_own([token_ids(model, side) for side in self.sides[row]]) for row in rows]
+        width = max(self.columns[row] for row in rows)
+        tokens = torch.full((len(rows), width), model.tokenizer.pad_token_id)
+        branch, position = torch.full_like(tokens, -1), torch.zeros_like(tokens)  # branch: -1 padding, 0 what is shared
+        ends = torch.empty(len(rows), len(self.sides[0]), dtype=torch.long)
+        for row, (shared, *own) in enumerate(ids):
+            column = width - len(shared) - sum(map(len, own))
+            for number, part in enumerate([shared, *own]):
+                here, first = slice(column, column + len(part)), len(shared) if number else 0
+                tokens[row, here], branch[row, here] = torch.tensor(part, dtype=torch.long), number
+                position[row, here] = torch.arange(first, first + len(part))
+                column += len(part)
+                if number:
+                    ends[row, number - 1] = column - 1
+        seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
+        seen &= torch.ones(width, width, dtype=torch.bool).tril()
+        dtype = model._module.dtype
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+        return {"input_ids": tokens, "attention_mask": mask[:, None], "position_ids": position}, ends
 
 
-def encode_sides(model, texts: list[tuple[str, ...]], rows: list[int]) -> dict[str, torch.Tensor]:
-    """Return the tokens of some items, both sides of a pair in rows beside each other."""
-    return encode(model, [side for row in rows for side in texts[row]])
-
-
-def by_length(
-    lengths: list[int], sides: int, tokens_per_pass: int, rows: Iterable[int] | None = None
-) -> Iterator[list[int]]:
-    """Yield row numbers, longest first, in batches of at most `tokens_per_pass` tokens."""
-    batch, widest = [], 0
-    for row in sorted(range(len(lengths)) if rows is None else rows, key=lambda row: (-lengths[row], row)):
-        widest = widest or lengths[row]
-        if batch and (len(batch) + 1) * sides * widest > tokens_per_pass:
-            yield batch
-            batch, widest = [], lengths[row]
-        batch.append(row)
-    yield batch
-
-
-def last_tokens(model, bundle: list[tuple], site: str) -> list[torch.Tensor]:
-    """Return (texts, layers, width) float32 for each batch, the second entry of a tuple; left padding puts it at -1."""
+def last_tokens(model, bundle: list[tuple], site: str) -> list[Tensor]:
+    """Return (texts, layers, width) float32 for each batch `(rows, inputs, columns of the last tokens, ...)`."""
     found = []
-    for _, batch, *_ in bundle:
+    for _, batch, ends, *_ in bundle:
         with torch.no_grad(), model.trace(batch, use_cache=False) as tracer:
             sites, read = Sites(model), []
+            every = torch.arange(len(ends))[:, None]
             for layer in range(sites.anatomy.layers):
-                read.append(sites.read(Place(layer, site))[:, -1].clone())  # a view would keep all tokens
+                read.append(sites.read(Place(layer, site))[every, ends].flatten(0, 1))
             # The layers of a model on several devices meet on the last one.
             activations = torch.stack([x.to(read[-1].device) for x in read], 1).save()
             tracer.stop()
@@ -132,10 +172,26 @@ def last_tokens(model, bundle: list[tuple], site: str) -> list[torch.Tensor]:
     return found
 
 
-def require_finite(values: torch.Tensor) -> None:
+def require_finite(values: Tensor) -> None:
     """Refuse activations, or sums of them, that are not finite."""
     if not values.isfinite().all():
         raise ValueError("Some activations are not finite; check the model's weights and dtype.")
+
+
+def _may_join(model, columns: int) -> bool:
+    """Whether the model takes a mask of ours: we must know how it attends, and no window may end within a row."""
+    config, forward = model._module.config.get_text_config(), model._module.forward
+    window = getattr(config, "sliding_window", None)
+    takes = "position_ids" in inspect.signature(forward).parameters
+    known = getattr(config, "_attn_implementation", None) in ("eager", "sdpa")
+    return takes and known and info(model).remote is not True and (window is None or columns <= window)
+
+
+def _shared_and_own(sides: list[list[int]]) -> list[list[int]]:
+    """Split the tokens of texts into what all begin with and what each has of its own, at least one token."""
+    same = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sides, strict=False)))
+    shared = min(same, min(map(len, sides)) - 1)
+    return [sides[0][:shared], *(side[shared:] for side in sides)]
 
 
 def _sides(model, item: ContrastivePair | str, template: str | None) -> tuple[str, ...]:

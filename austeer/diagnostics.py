@@ -148,9 +148,7 @@ def token_id(model, text: str) -> int:
     return ids[0]
 
 
-def sweep(
-    model, prompts: Sequence[str], place: Place, factor: Tensor, *, rows_per_pass: int = ROWS_PER_PASS
-) -> Tensor:
+def sweep(model, prompts: Sequence[str], place: Place, factor: Tensor, *, rows_per_pass: int = ROWS_PER_PASS) -> Tensor:
     """Multiply a place's activations at each prompt's last token by every row of `factor`, each row on its own.
 
     A prompt is read once. The rows are then a batch of one-token passes on its key-value cache that begin at the

@@ -12,14 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from austeer.activations import (
-    TOKENS_PER_PASS,
-    by_length,
-    encode_sides,
-    last_tokens,
-    require_finite,
-    sides_and_lengths,
-)
+from austeer.activations import TOKENS_PER_PASS, Texts, last_tokens, require_finite
 from austeer.data import ContrastivePair
 from austeer.models import ModelInfo, info
 from austeer.remote import BYTES_PER_REQUEST, PASSES_PER_REQUEST, run
@@ -297,17 +290,17 @@ def activation_momentum(
     """
     remote, found, group = info(model).remote, anatomy(model), _groups(pairs)
     shape = found.layers, found.require(site)
-    texts, lengths = sides_and_lengths(model, pairs, template)
+    texts = Texts.of(model, pairs, template)
     counts = _empty(int(group.max()) + 1, shape)
     per_request = max(1, BYTES_PER_REQUEST // (_COUNT_BYTES * shape[0] * shape[1]))  # groups
-    shares = _shares(lengths, group, per_request, tokens_per_pass) if remote else [None]
+    shares = _shares(texts.columns, group, per_request, tokens_per_pass) if remote else [None]
 
     def batch(rows: list[int]) -> tuple:
-        return rows, encode_sides(model, texts, rows), group[rows]
+        return rows, *texts.encode(model, rows), group[rows]
 
     def bundles() -> Iterator[list[tuple]]:
         for share in shares:
-            batches = map(batch, by_length(lengths, 2, tokens_per_pass, share))
+            batches = map(batch, texts.batches(tokens_per_pass, share))
             yield from [list(batches)] if remote else ([one] for one in batches)
 
     with tqdm(total=len(pairs), desc=f"reading {site}", unit="item", leave=False) as bar:
@@ -384,11 +377,11 @@ def _groups(pairs: Sequence[ContrastivePair]) -> Tensor:
     return torch.tensor([number[pair.topic or row] % MAX_GROUPS for row, pair in enumerate(pairs)])
 
 
-def _shares(lengths: list[int], group: Tensor, groups: int, tokens_per_pass: int) -> Iterator[list[int]]:
+def _shares(columns: list[int], group: Tensor, groups: int, tokens_per_pass: int) -> Iterator[list[int]]:
     """Divide rows among requests: at most so many groups each, all of a group in one unless it is too long for that."""
     share, seen, tokens = [], set(), 0
     for row in group.argsort(stable=True).tolist():
-        number, cost = int(group[row]), 2 * lengths[row]
+        number, cost = int(group[row]), columns[row]
         too_long = tokens + cost > PASSES_PER_REQUEST * tokens_per_pass
         if share and (too_long or (number not in seen and len(seen) == groups)):
             yield share
@@ -410,7 +403,7 @@ def _statistics(model, bundle: list[tuple], site: str) -> tuple[Tensor, ...]:
     for batch in bundle:
         activations = last_tokens(model, [batch], site)[0]
         counts = counts or _empty(len(groups), activations.shape[1:])
-        _count(counts, torch.searchsorted(groups, batch[2]), activations[::2], activations[1::2])
+        _count(counts, torch.searchsorted(groups, batch[-1]), activations[::2], activations[1::2])
     higher, lower, total, squares = counts
     return groups, higher, lower, total.float(), squares.float()
 

@@ -41,9 +41,9 @@ def llama(width: int, layers: int):
 
 
 def texts(pairs: int, length: int) -> list[ContrastivePair]:
-    """Return pairs whose two sides have exactly so many tokens, in 100 topics."""
-    prompt = "One" + " and" * (length - 2)
-    return [ContrastivePair(prompt, " good", " bad", f"topic {number % 100}") for number in range(pairs)]
+    """Return pairs of two texts of exactly so many tokens, which begin differently, in 100 topics."""
+    one, two = (start + " and" * (length - 2) + end for start, end in (("One", " good"), ("Two", " bad")))
+    return [ContrastivePair("", one, two, f"topic {number % 100}") for number in range(pairs)]
 
 
 def memory(name: str) -> int:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import austeer as au
 from austeer import ContrastivePair
-from austeer.models import encode
+from austeer.activations import Texts
+from austeer.models import encode, token_ids
 
 PAIRS = [
     ContrastivePair("The soup was", " warm and good.", " cold."),
@@ -38,11 +39,47 @@ def test_activations_are_those_of_one_text_alone(tiny: Any, twin: Any, hooked: A
     assert torch.allclose(au.collect(model, TEXTS, site), expected, rtol=0, atol=1e-5)
 
 
-def test_both_sides_of_a_pair_are_its_two_texts(tiny: Any) -> None:
+def test_both_sides_of_a_pair_are_its_two_texts(tiny: Any, kind: str, site: str) -> None:
+    model = tiny(kind)
+    positive, negative = au.collect(model, PAIRS, site)
+    assert torch.allclose(positive, au.collect(model, TEXTS, site), rtol=0, atol=1e-5)
+    assert torch.allclose(negative, au.collect(model, [p.prompt + p.negative for p in PAIRS], site), rtol=0, atol=1e-5)
+
+
+def test_what_both_sides_begin_with_is_computed_once(tiny: Any) -> None:
     model = tiny("llama")
-    positive, negative = au.collect(model, PAIRS)
-    assert torch.allclose(positive, au.collect(model, TEXTS), atol=1e-6)
-    assert torch.allclose(negative, au.collect(model, [p.prompt + p.negative for p in PAIRS]), atol=1e-6)
+    texts = Texts.of(model, PAIRS, None)
+    assert texts.joined
+    for row, (positive, negative) in enumerate(texts.sides):
+        prompt, *both = (token_ids(model, text) for text in (PAIRS[row].prompt, positive, negative))
+        batch, ends = texts.encode(model, [row])
+        assert batch["input_ids"].tolist() == [both[0] + both[1][len(prompt) :]]
+        assert ends.tolist() == [[len(both[0]) - 1, len(both[0] + both[1][len(prompt) :]) - 1]]
+
+
+def test_a_side_that_the_other_begins_with_keeps_a_token_of_its_own(tiny: Any) -> None:
+    model = tiny("llama")
+    positive, negative = au.collect(model, [ContrastivePair("He said", " yes.", " yes. No.")])
+    assert torch.allclose(positive, au.collect(model, ["He said yes."]), atol=1e-6)
+    assert torch.allclose(negative, au.collect(model, ["He said yes. No."]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("window", "joined"), [(200, True), (10, False)])
+def test_sides_are_not_joined_where_a_window_could_end_within_them(
+    tiny: Any, window: int, joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("mistral")
+    monkeypatch.setattr(model._module.config, "sliding_window", window)
+    assert Texts.of(model, PAIRS, None).joined is joined
+
+
+def test_sides_are_not_joined_where_attention_may_take_no_mask_of_ours(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llama")
+    assert Texts.of(model, PAIRS, None).joined
+    monkeypatch.setattr(type(model._module.config), "_attn_implementation", "flash_attention_2")
+    assert not Texts.of(model, PAIRS, None).joined
 
 
 @pytest.mark.parametrize("tokens_per_pass", [1, 40, 10_000])

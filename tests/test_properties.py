@@ -19,7 +19,7 @@ from torch import Tensor
 
 import austeer as au
 from austeer import ActivationMomentum, ContrastivePair
-from austeer.activations import by_length
+from austeer.activations import Texts, _shared_and_own
 from austeer.benchmarks import _number
 from austeer.data import file_rows
 from austeer.models import ModelInfo
@@ -272,12 +272,21 @@ def test_what_two_lists_of_tokens_share_is_their_longest_common_beginning(one: l
 
 
 @always
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 2), st.integers(1, 120))
-def test_batches_hold_every_row_once_and_no_more_tokens_than_asked(lengths: list[int], sides: int, most: int) -> None:
-    batches = list(by_length(lengths, sides, most))
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    assert all(len(b) == 1 or len(b) * sides * max(lengths[row] for row in b) <= most for b in batches)
+@given(st.lists(st.integers(1, 80), min_size=1, max_size=30), st.integers(1, 120))
+def test_batches_hold_every_row_once_and_no_more_tokens_than_asked(columns: list[int], most: int) -> None:
+    batches = list(Texts([()] * len(columns), columns, joined=True).batches(most))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(columns)))
+    assert all(len(b) == 1 or len(b) * max(columns[row] for row in b) <= most for b in batches)
     assert all(batches)
+
+
+@always
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=3))
+def test_what_texts_begin_with_and_their_own_tokens_make_the_texts(texts: list[list[int]]) -> None:
+    shared, *own = _shared_and_own(texts)
+    assert [shared + tokens for tokens in own] == texts
+    assert all(own)
+    assert len({tokens[0] for tokens in own}) > 1 or min(map(len, own)) == 1
 
 
 @always
