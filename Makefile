@@ -2,6 +2,7 @@
 # make book CHAPTER=03 the same for one chapter
 # make book OFFLINE=1  the same, and the site loads nothing from other hosts; needs npm once; make test takes it, too
 # make test            unit tests, then the book, then the tests of the book
+# make test-all        the same, with 50 kills in place of 5 at random points of each long job, and more random cases
 # make bench           time a sweep of single units against one forward pass per unit
 # make eval            every method on answer tasks, for any model: make eval MODEL=ID TASKS="boolq sst2" DEVICE=cuda
 # make pdf             the whole book as one PDF, where latexmk and xelatex are installed
@@ -21,7 +22,7 @@ LIBRARY := $(shell find austeer data -name __pycache__ -prune -o -print 2>/dev/n
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: book test pdf versions bench eval lint notebooks lock clean install
+.PHONY: book test test-all pdf versions bench eval lint notebooks lock clean install
 .DELETE_ON_ERROR:
 
 BUILD := $(BIN)/python book/build.py $(if $(OFFLINE),--offline)
@@ -38,8 +39,12 @@ test: install $(SCRIPTS)
 	$(BIN)/pytest tests/book || status=1; \
 	exit $$status
 
+test-all: export AUSTEER_TEST_ALL = 1
+test-all: test
+
 pdf: install
-	@command -v latexmk xelatex >/dev/null || { echo "make pdf needs latexmk and xelatex: install TeX Live."; exit 1; }
+	@command -v latexmk xelatex >/dev/null || { \
+	echo "make pdf needs TeX: \`apt-get install texlive-xetex texlive-fonts-extra latexmk fonts-freefont-otf\`."; exit 1; }
 	@$(BUILD) --chapter="$(CHAPTER)" --pdf
 
 # What a reader's `pip install` may find: the unit tests, run in environments of their own.

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from austeer.data import ContrastivePair
-from austeer.models import apply_template, encode, token_ids
+from austeer.models import apply_template, encode, info, several, token_ids
 from austeer.remote import bundles, run
 from austeer.sites import Place, Sites, anatomy
 
@@ -45,12 +45,14 @@ def collect(
         `(positive, negative)`, or one tensor for texts, each (items, layers, width) float32; None with `into`.
 
     Raises:
-        ValueError: no item, an unknown site, or a text longer than the model's context (the message quotes it).
+        ValueError: no item, one string, an unknown site, a text longer than the model's context (the message quotes
+            it), or activations that are not finite.
 
     Example:
         >>> au.collect(au.load(), ["The sun is out.", "It rains."], site="attention").shape
         torch.Size([2, 30, 576])
     """
+    info(model)
     found = anatomy(model)
     width = found.require(site)
     texts, lengths = sides_and_lengths(model, items, template)
@@ -68,6 +70,7 @@ def collect(
     with tqdm(total=len(items), desc=f"reading {site}", unit="item", leave=False) as bar:
         for bundle, activations in run(model, last_tokens, bundles(model, parts, read_size), site, again=batch):
             for (rows, _), read in zip(bundle, activations, strict=True):
+                require_finite(read)
                 read = read.view(len(rows), -1, found.layers, width).transpose(0, 1)
                 if into is None:
                     stacked[:, rows] = read
@@ -86,6 +89,7 @@ def sides_and_lengths(
     Raises:
         ValueError: no item, or a text longer than the model's context.
     """
+    several(items if isinstance(items, str) else [item for item in items if not isinstance(item, ContrastivePair)])
     if not items:
         raise ValueError("No pair or text was given; give at least one.")
     texts = [_sides(model, item, template) for item in items]
@@ -126,6 +130,12 @@ def last_tokens(model, bundle: list[tuple], site: str) -> list[torch.Tensor]:
             tracer.stop()
         found.append(activations.float().cpu())
     return found
+
+
+def require_finite(values: torch.Tensor) -> None:
+    """Refuse activations, or sums of them, that are not finite."""
+    if not values.isfinite().all():
+        raise ValueError("Some activations are not finite; check the model's weights and dtype.")
 
 
 def _sides(model, item: ContrastivePair | str, template: str | None) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from austeer.models import is_text
+
 
 @dataclass(frozen=True)
 class ContrastivePair:
@@ -52,8 +54,8 @@ class Prompt:
 
 def _require_text(item: object, *fields: str) -> None:
     for field in fields:
-        if not isinstance(getattr(item, field), str):
-            raise ValueError(f"The field {field!r} is {getattr(item, field)!r}, not a text.")
+        if not is_text(getattr(item, field)):
+            raise ValueError(f"The field {field!r} is {getattr(item, field)!r:.60}, not a text.")
 
 
 Item = TypeVar("Item", ContrastivePair, Prompt)
@@ -116,14 +118,16 @@ def split(items: Sequence[Item], train: float = 0.5, validation: float = 0.25) -
         validation: the same for choosing settings; the rest is the test part.
 
     Raises:
-        ValueError: shares below 0, or above 1 together.
+        ValueError: shares below 0, or above 1 together, or the name of a set in place of its items.
 
     Example:
         >>> train, validation, test = au.split(au.load_pairs("sentiment"))
         >>> {pair.topic for pair in train} & {pair.topic for pair in test}
         set()
     """
-    if min(train, validation) < 0 or train + validation > 1:
+    if isinstance(items, str):
+        raise ValueError(f"{items[:40]!r} is a name; give what load_pairs() or load_prompts() returns for it.")
+    if not (train >= 0 and validation >= 0 and train + validation <= 1):
         raise ValueError(f"Shares of {train} and {validation} leave no test part; give two that sum to at most 1.")
     parts: Split = Split([], [], [])
     for item in items:
@@ -163,10 +167,10 @@ def _rows(name: str, kind: Callable[..., Item]) -> list[Item]:
     else:
         path = Path(name) if name.endswith(".jsonl") else _own(name)
         source, rows = str(path), file_rows(path)
-    items = []
+    fields, items = {field: "" if field == "topic" else None for field in kind.__dataclass_fields__}, []
     for number, row in rows:
         try:
-            items.append(kind(**{key: row[key] for key in kind.__dataclass_fields__ if key in row}))
+            items.append(kind(**{field: row.get(field, default) for field, default in fields.items()}))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}, row {number}: {error}") from error
     if not items:
@@ -180,20 +184,20 @@ def _own(name: str, kind: str = ".") -> Path:
     folder = (package / "_data" if (package / "_data").exists() else package.parent / "data") / kind
     known = sorted(path.stem for path in folder.glob("*.jsonl"))
     if name not in known:
-        raise ValueError(f"{name!r} is none of the book's own ({', '.join(known)}); give one of these, or a path.")
+        raise ValueError(f"{name!r} is none of the book's own ({', '.join(known)}), nor the path of a .jsonl file.")
     return folder / f"{name}.jsonl"
 
 
 def file_rows(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield the number and content of each row of a JSON Lines file; a bad one is named in the error."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; give the path of a .jsonl file.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is no file; give the path of a .jsonl file.")
     for number, line in enumerate(file_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, row {number}: not JSON ({error}).") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, row {number}: a {type(row).__name__}, not an object with named fields.")

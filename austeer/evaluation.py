@@ -77,7 +77,10 @@ class Report:
         return found
 
     def _values(self, score: str | None) -> Tensor:
-        return self.scores[score or next(iter(self.scores))]
+        score = score or next(iter(self.scores))
+        if score not in self.scores:
+            raise ValueError(f"score is {score!r}; give one of {', '.join(self.scores)}.")
+        return self.scores[score]
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = []
@@ -259,6 +262,8 @@ def _generated(kind: Callable, model, items: Sequence[Item], prompts: Sequence[s
     name = getattr(kind, "__name__", "score")
     if found.shape != (len(items),):
         raise ValueError(f"{name} returned shape {tuple(found.shape)} for {len(items)} texts; return one number each.")
+    if not found.isfinite().all():
+        raise ValueError(f"{name} returned values that are not finite; return a number for each text.")
     return {name: found}, math.nan
 
 

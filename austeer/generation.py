@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -14,10 +15,10 @@ from tqdm import tqdm
 from transformers import LogitsProcessorList
 from transformers.generation import BaseStreamer, RepetitionPenaltyLogitsProcessor
 
-from austeer.models import apply_template, encode, info, token_ids
+from austeer.models import apply_template, encode, info, several, token_ids
 from austeer.remote import bundles, run
 from austeer.sites import Place, Sites
-from austeer.steering import Operator, Steering, apply
+from austeer.steering import Operator, Steering, apply, require_steering
 
 ROWS_PER_PASS = 32
 
@@ -49,9 +50,9 @@ def generate(
         The continuations only, special tokens left out.
 
     Raises:
-        ValueError: one string in place of a list, no prompt, beams or several texts per prompt, a list of steerings of
-            another length, what is no steering, a steering of another shape, or a prompt that leaves no room for the
-            new tokens in the context.
+        ValueError: one string in place of a list, no prompt, no new token or row, beams or several texts per prompt, a
+            list of steerings of another length, what is no steering, a steering of another shape, or a prompt that
+            leaves no room for the new tokens in the context.
 
     Example:
         >>> model = au.load()
@@ -61,21 +62,20 @@ def generate(
         >>> sad == happy
         False
     """
-    if isinstance(prompts, str):
-        raise ValueError(f"{prompts[:40]!r} is one string; give a list of prompts, such as [prompt].")
+    for name, value in (("max_new_tokens", max_new_tokens), ("rows_per_pass", rows_per_pass)):
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} is {value!r}; give a whole number from 1 on.")
     for name in ("num_beams", "num_return_sequences"):  # both make other rows than those a steering was given for
         if (options.get(name) or 1) > 1:
             raise ValueError(f"{name} is {options[name]}; give 1 or leave it out, since each prompt gets one text.")
-    prompts = apply_template(model, list(prompts), template)
+    prompts = apply_template(model, several(prompts), template)
     if not prompts:
         raise ValueError("No prompt was given; give at least one.")
-    each = list(steering) if isinstance(steering, Sequence) else [steering] * len(prompts)
+    each = list(steering) if isinstance(steering, (list, tuple)) else [steering] * len(prompts)
     if len(each) != len(prompts):
         raise ValueError(f"{len(each)} steerings were given for {len(prompts)} prompts; give one, or one per prompt.")
     for one in {id(one): one for one in each if one is not None}.values():
-        if not isinstance(one, Steering):
-            raise ValueError(f"A {type(one).__name__} was given as steering; give a Steering, a list of them, or None.")
-        one.check(model)
+        require_steering(one, model)
     options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
 
     texts, done = [""] * len(prompts), 0
@@ -85,7 +85,7 @@ def generate(
         def batch(rows: list[int]) -> tuple:
             tokens, own = encode(model, [prompts[row] for row in rows], room=max_new_tokens), dict(options)
             if repetition_penalty != 1.0:
-                penalty = _PenaltyBlindToPadding(repetition_penalty, tokens["attention_mask"])
+                penalty = _PenaltyBlindToPadding(float(repetition_penalty), tokens["attention_mask"])
                 own["logits_processor"] = LogitsProcessorList([penalty, *own.get("logits_processor", [])])
             if not info(model).remote:
                 own["streamer"] = _Ticks(bar, len(rows))
@@ -121,7 +121,7 @@ def steered(model, steering: Steering) -> Iterator:
         >>> logits.shape
         torch.Size([1, 1, 49152])
     """
-    steering.check(model)
+    require_steering(steering, model)
     if info(model).remote:
         raise ValueError("steered() works on local models; for a remote one use au.generate(..., steering=...).")
     with model.edit() as (tracer, copied):
@@ -172,7 +172,7 @@ def audit(model, steering: Steering, prompt: str, *, max_new_tokens: int = 8, te
     Raises:
         ValueError: as `generate`.
     """
-    steering.check(model)
+    require_steering(steering, model)
     batch = encode(model, apply_template(model, [prompt], template))
     places = sorted({p for o in steering.operators for p in o.writes()}, key=lambda place: place.order)
     steps = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens, "do_sample": False}

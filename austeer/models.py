@@ -6,13 +6,14 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ import torch
 from filelock import FileLock
 from nnsight import TransformersModel, register
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -76,7 +78,8 @@ def load(
     Raises:
         ValueError: an unknown dtype, no CUDA, "auto" for a model that is in memory already or does not fit on the
             devices, a model that is not a causal language model, a missing tokenizer, an unknown or gated model id.
-        OSError: the network or the default weights cannot be had; the message says what to do instead.
+        OSError: the network or the default weights cannot be had, or weights cannot be read; the message says what to
+            do instead.
 
     Example:
         >>> model = au.load()
@@ -110,10 +113,13 @@ def load(
     elif model is None and remote is not True:
         with _no_widget_bars():
             directory = _default_weights()
-            module, tokenizer = _from_directory(directory, torch_dtype or torch.float32, tokenizer, spread)
+            try:
+                module, tokenizer = _from_directory(directory, torch_dtype or torch.float32, tokenizer, spread)
+            except OSError as error:
+                raise OSError(f"{directory} is damaged; delete it, and it is made again ({error}).") from error
         bos = False if bos is None else bos  # the checkpoint was trained without one; never left to the tokenizer
     else:
-        name = str(model or _HUB_DEFAULT)
+        name = _HUB_DEFAULT if model is None else str(model)
         _require_causal(name, _config(name))
         if remote is True:
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(name)  # nnsight asks transformers for none
@@ -218,13 +224,11 @@ def encode(
     Raises:
         ValueError: one string, an empty list or text, an unknown template, or a text longer than the model's context.
     """
-    if isinstance(texts, str):
-        raise ValueError(f"{texts[:40]!r} is one string; give a list of texts, such as [text].")
+    texts = several(texts)
     if not texts:
         raise ValueError("No text was given; give at least one.")
-    for text in texts:
-        if not isinstance(text, str) or not text:
-            raise ValueError(f"{text!r} is not a text; give a string of at least one character.")
+    if "" in texts:
+        raise ValueError("'' is not a text; give a string of at least one character.")
     ids = [token_ids(model, text) for text in apply_template(model, texts, template)]
     context = getattr(model._module.config, "max_position_embeddings", None)
     for text, row in zip(texts, ids, strict=True):
@@ -238,6 +242,25 @@ def encode(
         "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in ids]),
         "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids]),
     }
+
+
+def several(texts: Sequence[str]) -> list[str]:
+    """Return texts as a list.
+
+    Raises:
+        ValueError: one string, whose letters would pass for texts, or something that is not a text.
+    """
+    if isinstance(texts, str):
+        raise ValueError(f"{texts[:40]!r} is one string; give a list of texts, such as [text].")
+    for text in (texts := list(texts)):
+        if not is_text(text):
+            raise ValueError(f"{text!r:.60} is not a text; give a string of whole characters.")
+    return texts
+
+
+def is_text(value: object) -> bool:
+    """Return whether a value is a string of whole characters: JSON may hold half of one, which no tokenizer reads."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def apply_template(model: TransformersModel, prompts: list[str], template: str | None) -> list[str]:
@@ -262,9 +285,9 @@ def apply_template(model: TransformersModel, prompts: list[str], template: str |
 
 def token_ids(model: TransformersModel, text: str) -> list[int]:
     """Return a text's token ids, with a BOS token in front where the model was loaded with one."""
-    tokenizer = model.tokenizer
+    bos, tokenizer = info(model).bos, model.tokenizer
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    wanted = info(model).bos and ids[:1] != [tokenizer.bos_token_id]
+    wanted = bos and ids[:1] != [tokenizer.bos_token_id]
     return [tokenizer.bos_token_id, *ids] if wanted else ids
 
 
@@ -310,7 +333,10 @@ def _require_causal(name: str, config, class_name: str | None = None) -> None:
 
 def _from_directory(name, dtype, tokenizer, device_map):
     """Load weights and tokenizer with transformers, which reads safetensors only here."""
-    module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, device_map=device_map)
+    try:
+        module = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, device_map=device_map)
+    except SafetensorError as error:
+        raise OSError(f"The weights of {name} were altered or cut off and cannot be read ({error}).") from error
     return module, tokenizer or AutoTokenizer.from_pretrained(name)
 
 
@@ -330,8 +356,18 @@ def _default_weights() -> Path:
     """Return the directory of the default model, making it once: download, check, dequantise, rename into place."""
     cache = Path(os.environ.get("AUSTEER_CACHE") or user_cache_path("austeer"))
     ready = cache / f"{DEFAULT}-{_GGUF_SHA256[:8]}"
-    if ready.exists():
-        return ready
+    try:
+        return ready if ready.exists() else _make_default_weights(cache, ready)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # a sentence of our own
+            raise
+        raise OSError(
+            f"The default weights cannot be kept in {cache} ({error}); make room there for 1 GB, or set AUSTEER_CACHE "
+            "to another directory."
+        ) from error
+
+
+def _make_default_weights(cache: Path, ready: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{ready.name}.lock"):  # released by the system if this process is killed
         if ready.exists():

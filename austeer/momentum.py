@@ -5,13 +5,21 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from austeer.activations import TOKENS_PER_PASS, by_length, encode_sides, last_tokens, sides_and_lengths
+from austeer.activations import (
+    TOKENS_PER_PASS,
+    by_length,
+    encode_sides,
+    last_tokens,
+    require_finite,
+    sides_and_lengths,
+)
 from austeer.data import ContrastivePair
 from austeer.models import ModelInfo, info
 from austeer.remote import BYTES_PER_REQUEST, PASSES_PER_REQUEST, run
@@ -66,7 +74,13 @@ class AtomicUnits:
         return replace(self, beta=self.beta * sign, mean_difference=self.mean_difference * sign, about=about)
 
     def with_norm_of(self, other: AtomicUnits) -> AtomicUnits:
-        """Return the same units with the mean difference scaled to the norm of another choice's: a control."""
+        """Return the same units with the mean difference scaled to the norm of another choice's: a control.
+
+        Raises:
+            ValueError: units whose mean differences are all 0.
+        """
+        if not self.mean_difference.any():
+            raise ValueError("All mean differences are 0, so no factor gives them another norm; choose other units.")
         scale = other.mean_difference.norm() / self.mean_difference.norm()
         about = {**self.about, "norm": float(other.mean_difference.norm())}
         return replace(self, mean_difference=self.mean_difference * scale, about=about)
@@ -211,9 +225,11 @@ class ActivationMomentum:
         """Return the mean share of the top k units that two random halves of the topics have in common.
 
         Raises:
-            ValueError: fewer than 2 groups of topics, or a bad k.
+            ValueError: fewer than 2 groups of topics, a bad k, or no draw.
         """
         groups = len(self.pairs)
+        if draws < 1:
+            raise ValueError(f"draws is {draws}; give a number from 1 on.")
         if groups < 2:
             raise ValueError(f"The pairs have {groups} topic; halves need at least 2.")
         generator, shared = torch.Generator().manual_seed(seed), 0.0
@@ -229,8 +245,7 @@ class ActivationMomentum:
         return replace(self, **{name: getattr(self, name)[groups] for name in names})
 
     def _require(self, k: int) -> None:
-        if not 1 <= k <= self.higher[0].numel():
-            raise ValueError(f"k is {k}; give a number from 1 to {self.higher[0].numel():,}, the number of units.")
+        require_count("k", k, self.higher[0].numel(), ", the number of units")
 
     def _units(self, order: Tensor, tied: int, chosen: str) -> AtomicUnits:
         width = self.higher.shape[2]
@@ -269,8 +284,8 @@ def activation_momentum(
         tokens_per_pass: bounds the memory of a pass; the result does not depend on it beyond rounding.
 
     Raises:
-        ValueError: fewer than 2 pairs, an unknown site, a pair longer than the context, or activations that are not
-            finite.
+        ValueError: fewer than 2 pairs, what is no pair, an unknown site, a pair longer than the context, or activations
+            that are not finite.
 
     Example:
         >>> model, pairs = au.load(), au.load_pairs("sentiment")[:16]
@@ -280,9 +295,7 @@ def activation_momentum(
         >>> momentum.top(20).beta.abs().min() > 0.9
         tensor(True)
     """
-    if len(pairs) < 2:
-        raise ValueError(f"{len(pairs)} pair was given; a sign statistic needs at least 2.")
-    found, group, remote = anatomy(model), _groups(pairs), info(model).remote
+    remote, found, group = info(model).remote, anatomy(model), _groups(pairs)
     shape = found.layers, found.require(site)
     texts, lengths = sides_and_lengths(model, pairs, template)
     counts = _empty(int(group.max()) + 1, shape)
@@ -306,7 +319,7 @@ def activation_momentum(
             for count, part in zip(counts, found_counts, strict=True):
                 count.index_add_(0, groups, part.to(count.dtype))
             bar.update(sum(len(rows) for rows, *_ in bundle))
-    _require_finite(counts)
+    require_finite(counts[2])
     return ActivationMomentum(site, *counts, torch.bincount(group), info(model), template)
 
 
@@ -319,9 +332,10 @@ def momentum_of(positive: Tensor, negative: Tensor, pairs: Sequence[ContrastiveP
         model, site: where they were read.
 
     Raises:
-        ValueError: shapes that differ, or activations that are not finite.
+        ValueError: shapes that differ, fewer than 2 pairs, an unknown site, or activations that are not finite.
     """
-    if positive.shape != negative.shape or len(positive) != len(pairs):
+    info(model), anatomy(model).require(site)
+    if positive.shape != negative.shape or len(positive) != len(pairs) or positive.ndim != 3:
         raise ValueError(
             f"positive is {tuple(positive.shape)}, negative {tuple(negative.shape)}, for {len(pairs)} pairs; "
             "give (pairs, layers, width) for both."
@@ -329,7 +343,7 @@ def momentum_of(positive: Tensor, negative: Tensor, pairs: Sequence[ContrastiveP
     group = _groups(pairs)
     counts = _empty(int(group.max()) + 1, positive.shape[1:])
     _count(counts, group, positive, negative)
-    _require_finite(counts)
+    require_finite(counts[2])
     return ActivationMomentum(site, *counts, torch.bincount(group), info(model))
 
 
@@ -346,6 +360,12 @@ def signed_score(higher: Tensor, lower: Tensor, pairs: int) -> Tensor:
     return torch.where(higher >= lower, higher, -lower).float() / pairs
 
 
+def require_count(name: str, value: int, most: int, of: str = "") -> None:
+    """Refuse what is no whole number from 1 to `most`."""
+    if not isinstance(value, Integral) or not 1 <= value <= most:
+        raise ValueError(f"{name} is {value!r}; give a number from 1 to {most:,}{of}.")
+
+
 def unit_set(units: AtomicUnits) -> set[tuple[int, int]]:
     """Return the units as a set of (layer, index), to compare choices."""
     return set(zip(units.layer.tolist(), units.index.tolist(), strict=True))
@@ -353,6 +373,11 @@ def unit_set(units: AtomicUnits) -> set[tuple[int, int]]:
 
 def _groups(pairs: Sequence[ContrastivePair]) -> Tensor:
     """Number the topics in order of appearance; a pair without a topic is a topic of its own; at most MAX_GROUPS."""
+    for pair in pairs:
+        if not isinstance(pair, ContrastivePair):
+            raise ValueError(f"{pair!r:.60} is not a ContrastivePair; give pairs, such as load_pairs() returns.")
+    if len(pairs) < 2:
+        raise ValueError(f"{len(pairs)} pair was given; a sign statistic needs at least 2.")
     number: dict[object, int] = {}
     for row, pair in enumerate(pairs):
         number.setdefault(pair.topic or row, len(number))
@@ -404,8 +429,3 @@ def _count(counts: tuple[Tensor, ...], group: Tensor, positive: Tensor, negative
         lower.index_add_(0, group, (difference < 0).int())
         total.index_add_(0, group, difference)
         squares.index_add_(0, group, difference**2)
-
-
-def _require_finite(counts: tuple[Tensor, ...]) -> None:
-    if not counts[2].isfinite().all():
-        raise ValueError("Some activations are not finite; check the model's weights and dtype.")

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from austeer.activations import TOKENS_PER_PASS
 from austeer.generation import quiet
-from austeer.models import encode, token_ids
+from austeer.models import encode, several, token_ids
 from austeer.remote import bundles, run
-from austeer.steering import Operator, Steering, apply
+from austeer.steering import Operator, Steering, apply, require_steering
 
 
 def sentiment(texts: Sequence[str]) -> Tensor:
@@ -28,7 +28,7 @@ def sentiment(texts: Sequence[str]) -> Tensor:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # reads its lexicon: only when it is needed
 
     analyzer = SentimentIntensityAnalyzer()
-    return torch.tensor([analyzer.polarity_scores(text)["compound"] for text in texts])
+    return torch.tensor([analyzer.polarity_scores(text)["compound"] for text in several(texts)])
 
 
 def perplexity(
@@ -93,9 +93,10 @@ def kl(model, texts: Sequence[str], steering: Steering) -> Tensor:
     Raises:
         ValueError: no text, an empty one, one longer than the context, or a steering of another shape.
     """
-    steering.check(model)
-    if not texts or not all(texts):
-        raise ValueError(f"KL needs texts that are not empty, and {list(texts)[:3]!r} was given.")
+    require_steering(steering, model)
+    texts = several(texts)
+    if not all(texts or [""]):
+        raise ValueError(f"KL needs texts that are not empty, and {texts!r:.60} was given.")
     result = torch.zeros(len(texts))
     rows = sorted(range(len(texts)), key=lambda row: -len(token_ids(model, texts[row])))
 
@@ -148,8 +149,10 @@ def repetition(texts: Sequence[str], n: int = 3) -> Tensor:
         >>> au.repetition(["a b c a b c", "a b c d e f"])
         tensor([0.2500, 0.0000])
     """
+    if n < 1:
+        raise ValueError(f"n is {n}; give a number from 1 on.")
     shares = []
-    for text in texts:
+    for text in several(texts):
         words = text.lower().split()
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
         shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
@@ -167,12 +170,14 @@ def at_price(effects: Sequence[float], prices: Sequence[float], price: float) ->
         The interpolated effect.
 
     Raises:
-        ValueError: the sweep starts above the price, or never reaches it.
+        ValueError: the sweep starts above the price, or never reaches it, or lists of different lengths.
 
     Example:
         >>> au.at_price(effects=[0.0, 0.5, 1.0], prices=[1.0, 1.25, 1.75], price=1.5)
         0.75
     """
+    if len(effects) != len(prices):
+        raise ValueError(f"{len(effects)} effects were given for {len(prices)} prices; give one of each per strength.")
     if not prices or prices[0] > price:
         raise ValueError(f"The sweep must start below the price {price:.3g}, at strength 0; it starts at {prices[:1]}.")
     for (e0, p0), (e1, p1) in pairwise(list(zip(effects, prices, strict=True))):
@@ -202,7 +207,7 @@ def draws_at_price(
         (1 + draws,) float64; the first is the estimate, quantiles of the others are its interval.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, or no draw.
     """
     strengths, items = effects.shape
     if perplexities.ndim != 3 or perplexities.shape[::2] != (strengths, items) or unsteered.shape != (items,):
@@ -210,6 +215,8 @@ def draws_at_price(
             f"effects is {tuple(effects.shape)}, perplexities {tuple(perplexities.shape)}, unsteered "
             f"{tuple(unsteered.shape)}; give (strengths, items), (strengths, signs, items) and (items,)."
         )
+    if draws < 1:
+        raise ValueError(f"draws is {draws}; give a number from 1 on.")
     chosen = torch.randint(items, (draws, items), generator=torch.Generator().manual_seed(seed))
     chosen = torch.cat([torch.arange(items)[None], chosen])  # (1 + draws, items)
     base = unsteered.double().log()[chosen].mean(-1)
@@ -236,12 +243,12 @@ def _scored(
 
     Texts that differ in their last token only, such as one-word answers, are read once for all.
     """
-    texts = list(texts)
-    prompts = [""] * len(texts) if prompts is None else list(prompts)
+    texts = several(texts)
+    prompts = [""] * len(texts) if prompts is None else several(prompts)
     if len(prompts) != len(texts):
         raise ValueError(f"{len(prompts)} prompts were given for {len(texts)} texts; give one prompt per text.")
     if steering is not None:
-        steering.check(model)
+        require_steering(steering, model)
     alike: dict[tuple, dict[int, int]] = {}  # (tokens read, tokens scored but the last): the last one of each text
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         ids = token_ids(model, prompt + text)

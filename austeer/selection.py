@@ -90,10 +90,10 @@ def select(
         template: None or "chat".
 
     Raises:
-        ValueError: no candidate, or none within the price; otherwise as `evaluate`.
+        ValueError: no candidate, candidates without names, or none within the price; otherwise as `evaluate`.
     """
-    if not candidates:
-        raise ValueError("No candidate was given; give a dictionary of steerings.")
+    if not candidates or not isinstance(candidates, Mapping):
+        raise ValueError("No candidate was given by name; give a dictionary of steerings.")
     parts = task
     if isinstance(task, str):
         parts = [load_task(task, part, n=n, seed=seed, shots=shots) for part in ("validation", "test")]

@@ -59,12 +59,14 @@ class Anatomy:
     def __repr__(self) -> str:
         return f"Anatomy({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
-    def require(self, site: str) -> int:
-        """Return a site's width, or raise a ValueError that says which sites there are."""
+    def require(self, site: str, layer: int = 0) -> int:
+        """Return a site's width, or raise a ValueError that says which sites or layers there are."""
         if site not in SITES:
             raise ValueError(f"site is {site!r}; give one of {', '.join(SITES)}.")
         if site not in self.widths:
             raise ValueError(f"This model has no {site!r} site that can be found; it has {', '.join(self.widths)}.")
+        if layer not in range(self.layers):
+            raise ValueError(f"layer is {layer!r}; give a number from 0 to {self.layers - 1}.")
         return self.widths[site]
 
 
@@ -114,10 +116,10 @@ def projection(model, place: Place):
     """Return the linear map at a place: its `nn.Module` for a plain model, its envoy for an nnsight model.
 
     Raises:
-        ValueError: the residual site, which has no projection of its own.
+        ValueError: the residual site, which has no projection of its own, or a layer that the model does not have.
     """
     found = anatomy(model)
-    found.require(place.site)
+    found.require(place.site, place.layer)
     if place.site == "residual":
         raise ValueError("The residual site is a block's output and has no projection; use attention, neuron or ffn.")
     path = f"{found.blocks}.{place.layer}.{found.attention if place.site == 'attention' else found.down}"
@@ -140,10 +142,10 @@ def weight(model, place: Place) -> torch.Tensor:
         (hidden, width) in the model's dtype.
 
     Raises:
-        ValueError: a site that the model does not have, or a remote model.
+        ValueError: a site or layer that the model does not have, or a remote model.
     """
     found = anatomy(model)
-    width = found.require(place.site)
+    width = found.require(place.site, place.layer)
     module = getattr(model, "_module", model)
     if module.device.type == "meta":
         raise ValueError("The weights of a remote model are not here; use a local one to look at what a unit writes.")

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from austeer.models import ModelInfo, cast, info, library_version
-from austeer.sites import Place, Sites, anatomy, linear_weight, projection
+from austeer.sites import SITES, Place, Sites, anatomy, linear_weight, projection
 
 POSITIONS = ("all", "prompt", "last", "generated")
 
@@ -63,7 +63,8 @@ class Operator:
         strength: factor on the displacement.
 
     Raises:
-        ValueError: unknown positions, or a strength or tensor that is not finite.
+        ValueError: an unknown site or positions, a strength or tensor that is not finite, or tensors that name no
+            units, or one twice.
     """
 
     name: ClassVar[str] = ""
@@ -77,6 +78,8 @@ class Operator:
         self.__post_init__()
 
     def __post_init__(self) -> None:
+        if self.site not in SITES:
+            raise ValueError(f"site is {self.site!r}; give one of {', '.join(SITES)}.")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions is {self.positions!r}; give one of {', '.join(POSITIONS)}.")
         if not math.isfinite(self.strength):
@@ -84,6 +87,11 @@ class Operator:
         for name, tensor in self.tensors.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"The tensor {name!r} of operator {self.name!r} holds values that are not finite.")
+        if isinstance(self, (Scale, Shift)) and not _are_units(self.tensors):
+            raise ValueError(
+                f"The operator {self.name!r} needs the tensors layer, index and value, (k,) each: whole numbers from 0 "
+                "on, no unit twice, and a number for each."
+            )
 
     def reads(self) -> list[Place]:
         """Return the places whose activations `observe` wants to see."""
@@ -116,6 +124,18 @@ class Operator:
             f"{self.strength:g} x {self.name} at {what} of {self.site}, layers {', '.join(map(str, layers))}, "
             f"positions: {self.positions}"
         )
+
+
+def _are_units(tensors: dict[str, Tensor]) -> bool:
+    """Whether tensors name units, each once: with one twice, hooks and baked weights would differ."""
+    if not tensors.keys() >= {"layer", "index", "value"}:
+        return False
+    layer, index, value = (tensors[name] for name in ("layer", "index", "value"))
+    if layer.ndim != 1 or not layer.shape == index.shape == value.shape:
+        return False
+    if layer.is_floating_point() or index.is_floating_point() or (layer < 0).any() or (index < 0).any():
+        return False
+    return len((layer.long() * 2**32 + index).unique()) == len(layer)
 
 
 class Scale(Operator):
@@ -189,7 +209,8 @@ class Steering:
     def _repr_html_(self) -> str:
         rows = [*self._said(), *(("does", repr(operator)) for operator in self.operators)]
         body = "".join(f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows)
-        return f"<p>Steering of {html.escape(self.model.id)} ({self.model.fingerprint})</p><table>{body}</table>"
+        title = html.escape(f"Steering of {self.model.id} ({self.model.fingerprint})")
+        return f"<p>{title}</p><table>{body}</table>"
 
     def check(self, model) -> None:
         """Refuse a model of another shape; warn about other weights of the same shape.
@@ -199,9 +220,13 @@ class Steering:
         """
         shape, widths = info(model).shape, anatomy(model).widths
         fits = all(
-            operator.site in widths
-            and not (operator.tensors.get("index", torch.zeros(0)) >= widths[operator.site]).any()
+            place.site in widths and place.layer in range(shape[0])
             for operator in self.operators
+            for place in (*operator.reads(), *operator.writes())
+        ) and not any(
+            (operator.tensors.get("index", torch.zeros(0)) >= widths[operator.site]).any()
+            for operator in self.operators
+            if operator.site in widths
         )
         fits = fits and all(list(of) == [shape[0], widths.get(site)] for site, of in _sites(self.about))
         if shape != self.model.shape or not fits:
@@ -213,7 +238,7 @@ class Steering:
             warnings.warn(
                 f"This steering was made from other weights ({self.model.id}) than those of {info(model).id}; "
                 "the units may not mean the same here.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -221,8 +246,11 @@ class Steering:
 
         Raises:
             ValueError: a name that does not end in .safetensors.
+            OSError: no such directory, or one that cannot be written, or a full disk.
         """
         path = _safetensors(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent} does not exist; make this directory first.")
         header = {
             "austeer": library_version(),
             "model": asdict(self.model),
@@ -241,6 +269,8 @@ class Steering:
         try:
             save_file(tensors, beside, metadata={"austeer": json.dumps(header)})
             beside.replace(path)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written ({error}).") from error
         finally:
             beside.unlink(missing_ok=True)
 
@@ -253,8 +283,8 @@ class Steering:
             FileNotFoundError: no such file.
         """
         path = _safetensors(path)
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; give the path of a file that save() wrote.")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist or is no file; give the path of a file that save() wrote.")
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["austeer"])
@@ -268,9 +298,21 @@ class Steering:
                 own = {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{number}.")}
                 operators.append(known[name](tensors=own, **fields))
             model = ModelInfo(**{**header["model"], "shape": tuple(header["model"]["shape"])})
+            numbers = {str(number) for number in range(len(operators))}
+            if foreign := sorted(key for key in tensors if key.split(".")[0] not in numbers):
+                raise ValueError(f"the tensor {foreign[0]!r} belongs to no operator")
+            list(_sites(header["about"]))
             return Steering(operators, model, header["about"])
-        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no steering that austeer {library_version()} can read: {error}.") from error
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            reason = str(error).rstrip(".")
+            raise ValueError(f"{path} is no steering that austeer {library_version()} can read: {reason}.") from error
+
+
+def require_steering(value: object, model) -> None:
+    """Refuse what is no steering, and one that does not fit a model: see `Steering.check`."""
+    if not isinstance(value, Steering):
+        raise ValueError(f"A {type(value).__name__} was given as steering; give a Steering, a list of them, or None.")
+    value.check(model)
 
 
 def apply(model, tracer, parts: Sequence[tuple[slice | Tensor, Sequence[Operator]]], prompt: int | None = None) -> None:
@@ -350,7 +392,7 @@ def bake(model, steering: Steering):
         >>> type(plain).__name__
         'LlamaForCausalLM'
     """
-    steering.check(model)
+    require_steering(steering, model)
     if info(model).remote is True:
         raise ValueError("The weights of a remote model are not here; bake on a machine that holds them.")
     for operator in steering.operators:

@@ -59,7 +59,7 @@ def own_task(
         kind: for prompts, the function that scores the continuations, as in `Task`.
 
     Raises:
-        ValueError: no item, or prompts without a function to score them by.
+        ValueError: no item, what is no pair or prompt, or prompts without a function to score them by.
 
     Example:
         >>> def marks(texts):
@@ -70,6 +70,9 @@ def own_task(
     """
     if not items:
         raise ValueError(f"The task {name!r} has no items; give at least one pair or prompt.")
+    for item in items:
+        if not isinstance(item, (ContrastivePair, Prompt)):
+            raise ValueError(f"The task {name!r} has the item {item!r:.60}; give pairs or prompts.")
     if kind is None and not all(isinstance(item, ContrastivePair) for item in items):
         raise ValueError(f"The items of {name!r} are prompts, without answers; give a function that scores texts, too.")
     rows = [
@@ -114,7 +117,7 @@ def load_task(name: str, split: str = "test", *, n: int | None = None, seed: int
     examples = _examples(name, parts.train, shots, seed)
     chosen = [item for item in getattr(parts, split) if item not in examples]
     n = len(chosen) if n is None else n
-    if not 0 < n <= len(chosen):
+    if n not in range(1, len(chosen) + 1):
         raise ValueError(f"The {split} part of {name!r} has {len(chosen)} items to draw {n} from; n must be 1 to that.")
     chosen = [chosen[row] for row in sorted(_order(len(chosen), seed)[:n])]
     before = "".join(f"{item.prompt}{_answer(kind, item.right[0])}\n\n" for item in examples)
@@ -167,7 +170,7 @@ def _examples(name: str, train: list[Item], shots: int, seed: int) -> list[Item]
         if len(found) < shots and taken[item.right[:1]] < most:
             taken[item.right[:1]] += 1
             found.append(item)
-    if shots < 0 or len(found) < shots:
+    if len(found) != shots:
         raise ValueError(f"shots is {shots}; {name!r} has {len(train)} items to show (two answers: equally often).")
     return found
 

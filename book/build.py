@@ -22,15 +22,18 @@ from pathlib import Path
 import nbformat
 import vendored
 import yaml
+from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 from notebooks import address
-from results import fill
+from results import fill, table
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 600  # seconds, of one cell
 CORES = os.cpu_count() or 1
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 OWN_DATA = "application/vnd.austeer."  # outputs for the tests, which no page can show
+WIDGET = "application/vnd.jupyter.widget-view+json"
+TAGGED = re.compile(r"^\$\$(.*\\tag\{[^}]*\})\$\$$", re.MULTILINE)  # an equation with a number
 NOT_STAGED = ("*.py", "*.ipynb", "__pycache__", "package*.json")  # of book/; chapters are staged as executed
 INCLUDED = ("data/README.md", "CHANGELOG.md")  # what pages of the book take in from elsewhere
 VERSIONS = ("austeer", "torch", "transformers")  # what a page's last line names
@@ -216,7 +219,22 @@ def page_of(executed: NotebookNode) -> NotebookNode:
     return executed
 
 
-def stage(root: Path, whole: bool) -> Path:
+def printed(page: NotebookNode) -> NotebookNode:
+    """A chapter's page as paper can show it: no sliders, tables without HTML, numbered equations as TeX has them."""
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = TAGGED.sub(r"\\begin{equation*}\1\\end{equation*}", cell.source)
+            continue
+        cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", ())]
+        for output in cell.outputs:
+            lines = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser").find_all("tr")
+            if lines:
+                head, *rows = ([part.get_text(" ", strip=True) for part in line(["td", "th"])] for line in lines)
+                output.data = {"text/markdown": table(head, rows)}
+    return page
+
+
+def stage(root: Path, whole: bool, pdf: bool = False) -> Path:
     """Lays out what jupyter-book reads: settings, pages and the executed chapters."""
     source, site = root / "_build" / "source", address(root).site
     shutil.rmtree(source, ignore_errors=True)
@@ -240,7 +258,7 @@ def stage(root: Path, whole: bool) -> Path:
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
                     cell.source = localise(cell.source, path, staged, whole, site)
-            nbformat.write(notebook, source / path.relative_to(root))
+            nbformat.write(printed(notebook) if pdf else notebook, source / path.relative_to(root))
     executed = {
         f"{site}{path.relative_to(root).with_suffix('.html').as_posix()}": nbformat.read(executed_path(path, root), 4)
         for path in chapters(root)
@@ -258,20 +276,30 @@ def build_site(root: Path, whole: bool, offline: bool = False) -> bool:
     source = stage(root, whole)
     if offline:
         vendored.stage(root, source)
-    for leftover in (root / "_build" / "html", root / "_build" / ".doctrees"):
+    return jupyter_book(root, source, "html", root / "_build" / "html" / "index.html", "-n", "-W", "--keep-going")
+
+
+def build_pdf(root: Path, whole: bool) -> bool:
+    """Builds the whole book as one PDF in _build/latex."""
+    return jupyter_book(root, stage(root, whole, pdf=True), "pdflatex", root / "_build" / "latex" / "austeer-book.pdf")
+
+
+def jupyter_book(root: Path, source: Path, builder: str, made: Path, *settings: str) -> bool:
+    """Builds anew what `made` belongs to, says where it is, and whether it is there."""
+    for leftover in (made.parent, root / "_build" / ".doctrees"):
         shutil.rmtree(leftover, ignore_errors=True)
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", root]
-    run = subprocess.run([*command, "-q", "-n", "-W", "--keep-going"], cwd=root, capture_output=True, text=True)
-    page = root / "_build" / "html" / "index.html"
-    if run.returncode or not page.exists():
-        print(COLOUR.sub("", run.stdout + run.stderr) + "No site: it has the errors or broken references named above.")
+    command += ["--builder", builder, "-q", *settings]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if run.returncode or not made.exists():
+        print(COLOUR.sub("", run.stdout + run.stderr) + f"No {made.name}: the lines above say why.")
         return False
-    print(f"The book is at {page}", flush=True)
+    print(f"The book is at {made}", flush=True)
     return True
 
 
-def main(root: Path, chapter: str | None, offline: bool = False) -> int:
-    """Executes what is out of date, builds the site, and returns the exit status."""
+def main(root: Path, chapter: str | None, offline: bool = False, pdf: bool = False) -> int:
+    """Executes what is out of date, builds the site or the PDF, and returns the exit status."""
     if offline and not vendored.are_installed(root):
         print("The packages of an offline site are not in _build/npm: run `make book OFFLINE=1`, which installs them.")
         return 1
@@ -296,7 +324,7 @@ def main(root: Path, chapter: str | None, offline: bool = False) -> int:
     if failed and not chapter:
         print(f"No site without {', '.join(failed)}.", flush=True)
         return 1
-    built = build_site(root, not chapter, offline)
+    built = build_pdf(root, not chapter) if pdf else build_site(root, not chapter, offline)
     return int(bool(failed) or not built)
 
 
@@ -304,5 +332,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chapter", help="number or name of the only chapter to execute", default=None)
     parser.add_argument("--offline", help="build a site that loads nothing from other hosts", action="store_true")
+    parser.add_argument("--pdf", help="build one PDF, not the site; needs latexmk and xelatex", action="store_true")
     arguments = parser.parse_args()
-    sys.exit(main(ROOT, arguments.chapter or None, arguments.offline))
+    sys.exit(main(ROOT, arguments.chapter or None, arguments.offline, arguments.pdf))

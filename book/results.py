@@ -1,13 +1,16 @@
-"""Writes the pages of results and of run times from what the executed chapters recorded."""
+"""Writes what the executed chapters recorded into the pages: results, run times, numbers in the text."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 
 from claims import recorded_claims
 from nbformat import NotebookNode
 
 PUBLISHED, STATED, RUNS = "<!-- published -->", "<!-- stated -->", "<!-- runs -->"  # lines that are replaced
+FOUND = re.compile(r"<!-- found (\S+?): (.+?) -->")  # a number in the text: what a chapter found for one of its claims
 
 
 def fill(page: str, chapters: Mapping[str, NotebookNode]) -> str:
@@ -28,8 +31,26 @@ def fill(page: str, chapters: Mapping[str, NotebookNode]) -> str:
         )
         for link, claims in found.items()
     )
+    numbers = {link.rpartition("/")[2].removesuffix(".html"): found_numbers(claims) for link, claims in found.items()}
+    page = FOUND.sub(lambda mark: number_of(numbers, mark[1], mark[2]), page)
     published = table(("quantity", "published", "source", "measured here"), beside) if beside else ""
     return page.replace(PUBLISHED, published).replace(STATED, stated).replace(RUNS, runs(chapters))
+
+
+def found_numbers(claims: Mapping) -> dict[str, str]:
+    """What a run found for each stated number, with as many digits as its tolerance leaves."""
+    return {
+        row["name"]: f"{row['found']:.{max(0, round(-math.log10(row['tolerance'] or 1)))}f}" for row in claims["values"]
+    }
+
+
+def number_of(numbers: Mapping[str, Mapping[str, str]], chapter: str, claim: str) -> str:
+    """The number that a page takes from a chapter; a claim that the chapter does not make is an error."""
+    if chapter not in numbers:
+        return "(not run)"  # a site of one chapter
+    if claim not in numbers[chapter]:
+        raise ValueError(f"A page asks {chapter} for {claim!r}, which its claims cell does not record.")
+    return numbers[chapter][claim]
 
 
 def runs(chapters: Mapping[str, NotebookNode]) -> str:

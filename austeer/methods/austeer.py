@@ -17,7 +17,7 @@ class AUSteer(Steering):
         positions: "all" (as the paper), "prompt", "last" or "generated".
 
     Raises:
-        ValueError: an alpha that is not finite, or unknown positions.
+        ValueError: what are no units, an alpha that is not finite, or unknown positions.
     """
 
     def __init__(self, units: AtomicUnits, alpha: float, positions: str = "all"):
@@ -33,7 +33,7 @@ class DirectionalAUSteer(Steering):
         positions: "all", "prompt", "last" or "generated".
 
     Raises:
-        ValueError: an alpha that is not finite, or unknown positions.
+        ValueError: what are no units, an alpha that is not finite, or unknown positions.
     """
 
     def __init__(self, units: AtomicUnits, alpha: float, positions: str = "all"):
@@ -41,6 +41,8 @@ class DirectionalAUSteer(Steering):
 
 
 def _on_units(operator: type[Operator], units: AtomicUnits, value: Tensor, alpha: float, positions: str, method: str):
+    if not isinstance(units, AtomicUnits):
+        raise ValueError(f"units is of type {type(units).__name__}; give AtomicUnits, such as momentum.top(20).")
     tensors = {"layer": units.layer, "index": units.index, "value": value}
     about = {"method": method, "alpha": float(alpha), "units": len(units), "site": units.site}
     about |= {"shape": list(units.shape), **units.about}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
@@ -26,7 +27,7 @@ class CAA(Steering):
 
     def __init__(self, momentum: ActivationMomentum, layer: int, alpha: float, positions: str = "last"):
         layers, width = momentum.mean_difference.shape
-        if layer not in range(layers):
+        if not isinstance(layer, Integral) or layer not in range(layers):
             raise ValueError(f"layer is {layer!r}; give a number from 0 to {layers - 1}.")
         everywhere = torch.arange(width)
         tensors = {

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from austeer.activations import collect
 from austeer.data import ContrastivePair, text_hash
 from austeer.models import info
+from austeer.momentum import require_count
 from austeer.sites import anatomy
 from austeer.steering import Shift, Steering
 
@@ -41,8 +42,7 @@ class ITI(Steering):
             ValueError: more heads than the model has, pairs of too few topics to hold some out, or as `collect`.
         """
         found = anatomy(model)
-        if not 1 <= heads <= found.layers * found.heads:
-            raise ValueError(f"heads is {heads}; give a number from 1 to {found.layers * found.heads}.")
+        require_count("heads", heads, found.layers * found.heads)
         topics = [pair.topic or pair.prompt for pair in pairs]
         order = sorted(set(topics), key=lambda topic: text_hash(f"probe {topic}"))  # not the hash that `split` goes by
         if len(order) < 2:

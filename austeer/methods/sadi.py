@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from austeer.momentum import ActivationMomentum
+from austeer.momentum import ActivationMomentum, require_count
 from austeer.sites import anatomy
 from austeer.steering import Scale, Steering
 
@@ -31,8 +31,7 @@ class SADI(Steering):
         layers, width = momentum.mean_difference.shape
         bundle = width // anatomy(model).heads if momentum.site == "attention" else 1
         score = momentum.mean_difference.unflatten(1, (-1, bundle)).mean(-1).abs()  # (layers, bundles)
-        if not 1 <= k <= score.numel():
-            raise ValueError(f"k is {k}; give a number from 1 to {score.numel():,}.")
+        require_count("k", k, score.numel())
         best = score.flatten().argsort(descending=True, stable=True)[:k]
         layer, number = best // score.shape[1], best % score.shape[1]
         index = number[:, None] * bundle + torch.arange(bundle)

@@ -37,6 +37,7 @@ def test_citation():
     assert citation["repository-code"] == WHERE.repository
     assert citation["url"] == WHERE.site
     assert citation["version"] == WHERE.version
+    assert f"note   = {{Version {WHERE.version}}}" in (ROOT / "book/index.md").read_text("utf-8")
 
 
 def test_installed_version():

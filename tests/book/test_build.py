@@ -164,3 +164,19 @@ def test_outputs_that_only_tests_read_stay_out_of_the_page():
     assert page.cells[-1].source == (
         "<small>The cells of this page ran in 61 s, and took 1.3 GB of memory at most, with austeer 0.1.0.</small>"
     )
+
+
+def test_paper_shows_tables_and_numbered_equations_and_no_sliders():
+    html = "<table><tr><th>opening</th><th>plus</th></tr><tr><td>It <b>rains</b></td><td>a | b</td></tr></table>"
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": html, "text/plain": "<HTML object>"}),
+        nbformat.v4.new_output("display_data", {build.WIDGET: {}, "text/plain": "VBox()"}),
+        nbformat.v4.new_output("stream", text="swing 0.93"),
+    ]
+    text = nbformat.v4.new_markdown_cell("So\n\n$$y = \\sum_i x_i \\tag{0.1}$$\n\nand\n\n$$z$$")
+    cells = [text, nbformat.v4.new_code_cell("1", outputs=outputs)]
+    page = build.printed(nbformat.v4.new_notebook(cells=cells))
+    assert page.cells[0].source == "So\n\n\\begin{equation*}y = \\sum_i x_i \\tag{0.1}\\end{equation*}\n\nand\n\n$$z$$"
+    table, stream = page.cells[1].outputs
+    assert table.data == {"text/markdown": "| opening | plus |\n| --- | --- |\n| It rains | a \\| b |"}
+    assert stream.text == "swing 0.93"

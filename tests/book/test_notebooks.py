@@ -1,5 +1,6 @@
 """The committed notebooks are in normal form, and the linter sees what it should see."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,11 @@ WHERE = notebooks.Address("https://github.com/someone/some-book", "1.2.3")
 @pytest.mark.parametrize("path", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_chapter_keeps_the_rules(path):
     assert notebooks.problems(path) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_chapter_links_its_terms(path):
+    assert len(set(re.findall(r"/glossary\.html#([\w-]+)\)", path.read_text("utf-8")))) >= 2
 
 
 def markdown(source: str, **metadata) -> nbformat.NotebookNode:

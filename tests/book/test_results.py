@@ -36,6 +36,14 @@ def test_without_published_figures_there_is_no_empty_table():
     assert fill(PUBLISHED, {"x": executed(RECORD | {"published": []})}) == ""
 
 
+def test_a_number_in_the_text_is_what_its_chapter_found():
+    chapters = {"https://x.org/book/05_a.html": executed(RECORD)}
+    assert fill("It is <!-- found 05_a: swing | mood -->.", chapters) == "It is 0.8."
+    assert fill("It is <!-- found 06_b: swing -->.", chapters) == "It is (not run)."
+    with pytest.raises(ValueError, match="A page asks 05_a for 'swing', which its claims cell does not record"):
+        fill("<!-- found 05_a: swing -->", chapters)
+
+
 def test_run_times_are_listed_and_summed():
     page = fill(RUNS, {"book/x.html": executed(), "book/y.html": executed()})
     assert page.count("| [Of units](book/x.html) | 61 | 1.3 |") == 1

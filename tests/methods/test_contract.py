@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 import austeer as au
 from austeer import methods
@@ -130,6 +130,16 @@ def test_fitting_again_gives_the_same(tiny, made, listed: Listed) -> None:
         assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
+def test_fitting_neither_uses_nor_moves_the_global_random_numbers(tiny, made, listed: Listed) -> None:
+    made(listed)  # fitted under whatever state there was
+    torch.manual_seed(12345)
+    before = torch.random.get_rng_state()
+    again = listed.fit(tiny("llama"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for one, other in zip(made(listed).operators, again.operators, strict=True):
+        assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
 def test_the_method_names_itself(made, listed: Listed) -> None:
     assert made(listed).about["method"] == listed.name
     assert listed.name in repr(made(listed))
@@ -159,6 +169,15 @@ def test_a_minus_negates_the_displacement(tiny, made, handed, listed: Listed) ->
 def test_a_sum_adds_displacements_read_from_the_same_activations(tiny, made, handed, listed: Listed) -> None:
     model, steering = tiny("llama"), made(listed)
     assert_scaled(displacements(steering + steering, model, handed), displacements(steering, model, handed), 2.0)
+
+
+def test_a_sum_is_the_same_from_either_side(tiny, made, some_units, recorder, listed: Listed) -> None:
+    model, steering = tiny("llama"), made(listed)
+    other = methods.DirectionalAUSteer(some_units(model, "residual"), 1.0)
+    there, back = said(model, recorder, steering + other), said(model, recorder, other + steering)
+    assert torch.equal(there[0], back[0])
+    assert torch.allclose(there[1], back[1], rtol=0, atol=1e-3)
+    assert not torch.equal(there[1], said(model, recorder, steering)[1])
 
 
 def test_a_saved_steering_is_the_same(tiny, made, recorder, tmp_path, listed: Listed) -> None:
@@ -193,16 +212,56 @@ def test_it_ends_with_its_context_whatever_happens_inside(tiny, made, recorder, 
             m.output.logits.save()
         raise stop
     assert torch.equal(said(model, recorder, None)[1], before[1])
+    with torch.no_grad(), model.trace(PROMPTS[0]):
+        plain = model.output.logits.save()
+    with torch.no_grad(), m.trace(PROMPTS[0]):  # the copy outlives its context, what was done to it does not
+        after = m.output.logits.save()
+    assert torch.equal(after, plain)
+
+
+class StopsAt(LogitsProcessor):
+    """Breaks a generation off at a step."""
+
+    def __init__(self, step: int, stop: type[BaseException]):
+        self.left, self.stop = step, stop
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise self.stop
+        return scores
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_a_generation_that_is_broken_off_leaves_no_steering(tiny, made, recorder, listed: Listed, stop) -> None:
+    model, steering = tiny("llama"), made(listed)
+    before = said(model, recorder, None), said(model, recorder, steering)
+    for step in (0, 2):
+        with pytest.raises(BaseException) as error:  # nnsight may wrap it
+            au.generate(
+                model, PROMPTS, steering, max_new_tokens=STEPS, min_new_tokens=STEPS,
+                logits_processor=LogitsProcessorList([StopsAt(step, stop)]),
+            )  # fmt: skip
+        assert stop.__name__ in repr(error.value) or isinstance(error.value, stop)
+    for steered, (tokens, scores) in zip((None, steering), before, strict=True):
+        again = said(model, recorder, steered)
+        assert torch.equal(again[0], tokens)
+        assert torch.equal(again[1], scores)
 
 
 def test_the_weights_stay_as_they_are(tiny, made, recorder, listed: Listed) -> None:
     model = tiny("llama")
-    before = {name: tensor.clone() for name, tensor in model._module.state_dict().items()}
+
+    def bits() -> dict[str, bytes]:
+        named = [*model._module.named_parameters(), *model._module.named_buffers()]
+        return {name: tensor.detach().view(torch.uint8).numpy().tobytes() for name, tensor in named}
+
+    before = bits()
     said(model, recorder, made(listed))
+    with au.steered(model, made(listed)) as m, torch.no_grad(), m.trace(PROMPTS[0]):
+        m.output.logits.save()
     listed.fit(model)
-    after = model._module.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert bits() == before
 
 
 def test_it_works_in_inference_mode(tiny, made, recorder, listed: Listed) -> None:
@@ -210,7 +269,9 @@ def test_it_works_in_inference_mode(tiny, made, recorder, listed: Listed) -> Non
     expected = said(model, recorder, made(listed))
     with torch.inference_mode():
         found = said(model, recorder, made(listed))
+        fitted = listed.fit(model)
     assert torch.equal(found[0], expected[0])
+    assert torch.equal(said(model, recorder, fitted)[0], expected[0])  # and what was fitted there works outside
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -218,6 +279,14 @@ def test_it_works_in_half_precision(plain, tokenizer, made, recorder, listed: Li
     half = au.load(cast(plain("llama"), dtype), tokenizer=tokenizer)
     steering = replace_model(made(listed), half)
     tokens, scores = said(half, recorder, steering)
+    assert scores.isfinite().all()
+    assert not torch.equal(tokens, said(half, recorder, None)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_is_fitted_in_half_precision(plain, tokenizer, recorder, listed: Listed, dtype) -> None:
+    half = au.load(cast(plain("llama"), dtype), tokenizer=tokenizer)
+    tokens, scores = said(half, recorder, listed.fit(half))
     assert scores.isfinite().all()
     assert not torch.equal(tokens, said(half, recorder, None)[0])
 
@@ -230,9 +299,14 @@ def test_it_works_with_tied_weights(plain, tokenizer, recorder, listed: Listed) 
     assert module.lm_head.weight is module.model.embed_tokens.weight
 
 
-def test_another_shape_is_refused(tiny, made, listed: Listed) -> None:
-    with pytest.raises(ValueError, match="does not fit"):
-        au.generate(tiny("gpt2"), PROMPTS, made(listed))
+@pytest.mark.parametrize("settings", [{"num_hidden_layers": 2}, {"hidden_size": 64}])
+def test_another_shape_is_refused(plain, tokenizer, made, listed: Listed, settings: dict) -> None:
+    other = plain("llama")
+    config = type(other.config)(**other.config.to_dict() | {"head_dim": None} | settings)
+    model, steering = au.load(type(other)(config).eval(), tokenizer=tokenizer), made(listed)
+    for use in (lambda: au.generate(model, PROMPTS, steering), lambda: au.steered(model, steering).__enter__()):
+        with pytest.raises(ValueError, match="does not fit"):
+            use()
 
 
 def replace_model(steering: Steering, model) -> Steering:
