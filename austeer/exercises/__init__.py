@@ -5,6 +5,7 @@ from austeer.exercises.atomic_units import check_contributions, check_head_write
 from austeer.exercises.evaluation import check_calibrated, check_mcnemar
 from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
 from austeer.exercises.momentum import check_null_by_pairs, check_overlap
+from austeer.exercises.odesteer import check_euler, check_sketch_matrix
 from austeer.exercises.start import check_swing, check_units_per_layer
 from austeer.exercises.verdict import Verdict
 from austeer.exercises.your_own import check_balance, check_choose
@@ -17,6 +18,7 @@ __all__ = [
     "check_contributions",
     "check_curse",
     "check_discoveries",
+    "check_euler",
     "check_fold",
     "check_head_writes",
     "check_mcnemar",
@@ -25,6 +27,7 @@ __all__ = [
     "check_overlap",
     "check_right_way",
     "check_scale_output",
+    "check_sketch_matrix",
     "check_swing",
     "check_units_per_layer",
 ]
