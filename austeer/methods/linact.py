@@ -26,7 +26,7 @@ class Transport(Operator):
     name = "transport"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Operator.__post_init__(self)  # super() does not travel
         if self.strength < 0:
             raise ValueError(
                 f"The strength of a {self.name} is {self.strength:g}, but a map has no negative; fit one for the way "
