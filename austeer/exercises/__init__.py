@@ -5,6 +5,7 @@ from austeer.exercises.atomic_units import check_contributions, check_head_write
 from austeer.exercises.evaluation import check_calibrated, check_mcnemar
 from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
 from austeer.exercises.momentum import check_null_by_pairs, check_overlap
+from austeer.exercises.odesteer import check_euler, check_sketch_matrix
 from austeer.exercises.scale import check_halving, check_parameters
 from austeer.exercises.start import check_swing, check_units_per_layer
 from austeer.exercises.verdict import Verdict
@@ -18,6 +19,7 @@ __all__ = [
     "check_contributions",
     "check_curse",
     "check_discoveries",
+    "check_euler",
     "check_fold",
     "check_halving",
     "check_head_writes",
@@ -28,6 +30,7 @@ __all__ = [
     "check_parameters",
     "check_right_way",
     "check_scale_output",
+    "check_sketch_matrix",
     "check_swing",
     "check_units_per_layer",
 ]

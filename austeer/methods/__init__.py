@@ -3,6 +3,9 @@
 from austeer.methods.austeer import AUSteer, DirectionalAUSteer
 from austeer.methods.caa import CAA
 from austeer.methods.iti import ITI
+from austeer.methods.linact import LinAcT
+from austeer.methods.mimic import MiMiC
+from austeer.methods.odesteer import ODESteer
 from austeer.methods.sadi import SADI
 
-__all__ = ["CAA", "ITI", "SADI", "AUSteer", "DirectionalAUSteer"]
+__all__ = ["CAA", "ITI", "SADI", "AUSteer", "DirectionalAUSteer", "LinAcT", "MiMiC", "ODESteer"]

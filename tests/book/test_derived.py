@@ -9,9 +9,10 @@ import nbformat
 import pytest
 from notebooks import ROOT, tags
 
+import austeer.methods.odesteer
 import austeer.momentum
 
-HOME = {"signed_score": austeer.momentum}
+HOME = {"field": austeer.methods.odesteer, "signed_score": austeer.momentum}
 
 
 def bare(source: str) -> str:

@@ -51,6 +51,24 @@ CONTRACT = [
     Listed("CAA", lambda model: methods.CAA.fit(model, PAIRS, layer=1, alpha=30.0)),
     Listed("ITI", lambda model: methods.ITI.fit(model, PAIRS, heads=3, alpha=30.0)),
     Listed("SADI", lambda model: methods.SADI(model, au.activation_momentum(model, PAIRS), k=3, delta=20.0)),
+    Listed(
+        "ODESteer",
+        lambda model: methods.ODESteer.fit(model, PAIRS, layer=1, alpha=4.0),
+        {
+            "a_factor_scales_the_displacement": "Its strength is the time of a flow, whose path bends.",
+            "a_minus_negates_the_displacement": "It runs the flow along the opposite field, whose path bends, too.",
+        },
+    ),
+    Listed(
+        "LinAcT",
+        lambda model: methods.LinAcT.fit(model, PAIRS, layer=1, alpha=40.0),
+        {"a_minus_negates_the_displacement": "A map has no negative: it is refused."},
+    ),
+    Listed(
+        "MiMiC",
+        lambda model: methods.MiMiC.fit(model, PAIRS, layer=1, alpha=40.0),
+        {"a_minus_negates_the_displacement": "A map has no negative: it is refused."},
+    ),
 ]
 
 
