@@ -5,6 +5,16 @@
 Each mutant is a copy of the package with one node of its syntax tree changed, and runs in a forked process that finds
 PyTorch, transformers and nnsight imported already. In place of the default model there is a random one of three layers,
 so tests of the default model are left out. A mutant on which the tests never end counts as killed.
+
+The first 52 of the 160 drawn (of 536): 45 killed; of 15 more, drawn from later code, all. Of the seven
+that survived, two are killed by tests written since:
+the wording where exactly two units tie, and where a list has exactly 20 rows. The other five, and why:
+
+- `top` sorts with stable=False: on the CPU PyTorch's sort keeps ties in order all the same.
+- `anatomy` asks for get_text_config(decoder=False): the same configuration for every model of text alone.
+- the number of groups in a request is reckoned from other axes, and a request's tokens are counted from 1: these act on
+  remote models only, whose tests (tests/test_remote.py) start a server and are not among the fast ones.
+- a tensor's name is cut at two points in place of one: no operator names a tensor with a point.
 """
 
 from __future__ import annotations

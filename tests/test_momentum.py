@@ -168,6 +168,8 @@ def test_the_units_say_how_many_tie_at_the_cut(momentum_of: Any) -> None:
     assert "5 units tie at the cut" in repr(found.top(3))
     assert found.top(3).index.tolist() == [0, 1, 2]
     assert found.top(7).tied == 2
+    assert "2 units tie at the cut" in repr(found.top(7))
+    assert "no tie at the cut" in repr(found.top(7)[:1])
 
 
 def test_the_top_by_mean_difference_is_another_ranking(momentum_of: Any) -> None:
@@ -271,5 +273,7 @@ def test_units_are_sliced_and_shown_as_text_and_html(momentum_of: Any) -> None:
     assert len(units[:5]) == 5
     assert "30 of 80 attention units" in repr(units)
     assert units._repr_html_().count("<tr>") == 21
+    assert "... and 10 more" in units._repr_html_() and "... and 10 more" in repr(units)
+    assert "more" not in units[:20]._repr_html_() and "more" not in repr(units[:20])
     with pytest.raises(TypeError, match="by slice"):
         units[0]
