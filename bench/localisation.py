@@ -83,7 +83,7 @@ def main() -> int:
         for name in ("austeer", "austeer, bfloat16"):
             found = ratio(seconds, name, "plain")
             print(f"{kind}, {name}: {found[0]:.2f} of plain transformers ({found[1]:.2f} to {found[2]:.2f})")
-            rows.append({"job": "localisation", "kind": kind, "way": name, "ratio": found})
+            rows.append({"job": "localisation", "kind": kind, "way": f"{name} / plain", "ratio": found})
         print(f"{kind}: the counts differ by {off} of {len(pairs)} pairs at most")
         kept = unit_set(ours.top(100)) & unit_set(au.activation_momentum(half, pairs, "residual").top(100))
         same = len(kept) / 100

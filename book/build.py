@@ -264,9 +264,11 @@ def stage(root: Path, whole: bool, pdf: bool = False) -> Path:
         for path in chapters(root)
         if executed_path(path, root).exists()
     }
+    bench = root / "data" / "results" / "speed.jsonl"
+    speed = [json.loads(line) for line in bench.read_text("utf-8").splitlines()] if bench.exists() else []
     for path in (source / "book").rglob("*.md"):
         original = root / path.relative_to(source)
-        text = fill(path.read_text("utf-8"), executed)
+        text = fill(path.read_text("utf-8"), executed, speed)
         path.write_text(localise(text, original, staged, whole, site), "utf-8")
     return source
 

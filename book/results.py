@@ -10,11 +10,12 @@ from claims import recorded_claims
 from nbformat import NotebookNode
 
 PUBLISHED, STATED, RUNS = "<!-- published -->", "<!-- stated -->", "<!-- runs -->"  # lines that are replaced
+SPEED = "<!-- speed -->"
 FOUND = re.compile(r"<!-- found (\S+?): (.+?) -->")  # a number in the text: what a chapter found for one of its claims
 
 
-def fill(page: str, chapters: Mapping[str, NotebookNode]) -> str:
-    """Puts the tables of the executed chapters, given by address, into the page."""
+def fill(page: str, chapters: Mapping[str, NotebookNode], speed: Iterable[Mapping] = ()) -> str:
+    """Puts the tables of the executed chapters, given by address, and of the rows of `make bench` into the page."""
     found = {link: claims for link, notebook in chapters.items() if (claims := recorded_claims(notebook))}
     titles = {link: title(chapters[link]) for link in found}
     beside = [
@@ -34,7 +35,8 @@ def fill(page: str, chapters: Mapping[str, NotebookNode]) -> str:
     numbers = {link.rpartition("/")[2].removesuffix(".html"): found_numbers(claims) for link, claims in found.items()}
     page = FOUND.sub(lambda mark: number_of(numbers, mark[1], mark[2]), page)
     published = table(("quantity", "published", "source", "measured here"), beside) if beside else ""
-    return page.replace(PUBLISHED, published).replace(STATED, stated).replace(RUNS, runs(chapters))
+    page = page.replace(PUBLISHED, published).replace(STATED, stated)
+    return page.replace(RUNS, runs(chapters)).replace(SPEED, ratios(speed))
 
 
 def found_numbers(claims: Mapping) -> dict[str, str]:
@@ -64,6 +66,15 @@ def runs(chapters: Mapping[str, NotebookNode]) -> str:
     most = max((about["gigabytes"] for about in abouts.values()), default=0)
     last = ("all, one after the other", f"{total:.0f}", f"{most:.1f}")
     return table(("chapter", "seconds", "gigabytes at most"), [*rows, last])
+
+
+def ratios(speed: Iterable[Mapping]) -> str:
+    """The rows of `make bench`: the time of one way as a multiple of that of another, with its interval."""
+    rows = []
+    for row in speed:
+        middle, low, high = row["ratio"]
+        rows.append((row["job"], row["kind"], row["way"], f"{middle:.2f} ({low:.2f} to {high:.2f})"))
+    return table(("job", "of what", "way", "ratio of times"), rows)
 
 
 def title(chapter: NotebookNode) -> str:

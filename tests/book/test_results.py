@@ -5,7 +5,7 @@ import pytest
 from build import chapters, executed_path
 from claims import MIME, recorded_claims
 from notebooks import ROOT
-from results import PUBLISHED, RUNS, STATED, fill, table
+from results import PUBLISHED, RUNS, SPEED, STATED, fill, table
 
 RECORD = {
     "values": [{"name": "swing | mood", "stated": 0.8, "found": 0.8213, "tolerance": 0.05}],
@@ -48,6 +48,11 @@ def test_run_times_are_listed_and_summed():
     page = fill(RUNS, {"book/x.html": executed(), "book/y.html": executed()})
     assert page.count("| [Of units](book/x.html) | 61 | 1.3 |") == 1
     assert page.endswith("| all, one after the other | 122 | 1.3 |")
+
+
+def test_the_rows_of_the_benchmarks_are_shown():
+    row = {"job": "localisation", "kind": "pairs", "way": "austeer / plain", "ratio": [0.704, 0.69, 0.722]}
+    assert "| localisation | pairs | austeer / plain | 0.70 (0.69 to 0.72) |" in fill(SPEED, {}, [row])
 
 
 def test_a_table_has_one_line_per_row():
