@@ -5,6 +5,7 @@ A tensor that is left on another device fails on the `meta` device as it does on
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,7 +107,7 @@ def test_a_row_that_does_not_fit_alone_is_an_error(tiny: Any) -> None:
 
 def on_meta(model: Any) -> Any:
     """The same model without weights, as `remote=True` has it, but with traces that run here."""
-    config = model._module.config
+    config = copy.deepcopy(model._module.config)  # its attention is changed below, and tests share the model
     with torch.device("meta"):
         module = type(model._module)(config).to(model._module.dtype).eval().requires_grad_(False)
     module.set_attn_implementation("eager")  # the others look at the mask's values
