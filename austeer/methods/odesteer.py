@@ -72,7 +72,7 @@ class ODESteer(Steering):
         alpha: time T of the flow, in multiples of the median norm of these activations.
         steps: Euler steps (the code has 10; 1 is its one-step variant).
         components: of the sketch; None takes the exact polynomial kernel (gamma y . y' + 1)^2, without a sketch.
-        gamma: weight of the direction y = x / |x| beside the constant 1.
+        gamma: weight of the direction y = x / norm(x) beside the constant 1.
         seed: of the sketch.
         positions: "last" (as the code: the last token of every pass), "all", "prompt" or "generated".
         template: that of the activations, for the record.
