@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from austeer.data import ContrastivePair
-from austeer.models import apply_template, encode, info, several, token_ids
+from austeer.models import apply_template, common_beginning, encode, info, several, token_ids
 from austeer.remote import bundles, run
 from austeer.sites import Place, Sites, anatomy
 
@@ -181,16 +180,15 @@ def require_finite(values: Tensor) -> None:
 def _may_join(model, columns: int) -> bool:
     """Whether the model takes a mask of ours: we must know how it attends, and no window may end within a row."""
     config, forward = model._module.config.get_text_config(), model._module.forward
-    window = getattr(config, "sliding_window", None)
+    windows = [getattr(config, name, None) or columns for name in ("sliding_window", "attention_chunk_size")]
     takes = "position_ids" in inspect.signature(forward).parameters
     known = getattr(config, "_attn_implementation", None) in ("eager", "sdpa")
-    return takes and known and info(model).remote is not True and (window is None or columns <= window)
+    return takes and known and info(model).remote is not True and columns <= min(windows)
 
 
 def _shared_and_own(sides: list[list[int]]) -> list[list[int]]:
     """Split the tokens of texts into what all begin with and what each has of its own, at least one token."""
-    same = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sides, strict=False)))
-    shared = min(same, min(map(len, sides)) - 1)
+    shared = min(common_beginning(sides), min(map(len, sides)) - 1)
     return [sides[0][:shared], *(side[shared:] for side in sides)]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-
-from austeer.models import is_text
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,11 @@ class Prompt:
         _require_text(self, "prompt", "topic")
         if not self.prompt:
             raise ValueError(f"A prompt of topic {self.topic!r} is empty; give a text.")
+
+
+def is_text(value: object) -> bool:
+    """Return whether a value is a string of whole characters: JSON may hold half of one, which no tokenizer reads."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def _require_text(item: object, *fields: str) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -28,6 +28,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
+
+from austeer.data import is_text
 
 DEFAULT = "SmolLM2-135M-Instruct"
 _HUB_DEFAULT = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -258,11 +260,6 @@ def several(texts: Sequence[str]) -> list[str]:
     return texts
 
 
-def is_text(value: object) -> bool:
-    """Return whether a value is a string of whole characters: JSON may hold half of one, which no tokenizer reads."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
-
-
 def apply_template(model: TransformersModel, prompts: list[str], template: str | None) -> list[str]:
     """Return the prompts as the model will read them: unchanged for None, as one user's turn for "chat".
 
@@ -289,6 +286,11 @@ def token_ids(model: TransformersModel, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False).input_ids
     wanted = bos and ids[:1] != [tokenizer.bos_token_id]
     return [tokenizer.bos_token_id, *ids] if wanted else ids
+
+
+def common_beginning(texts: Sequence[list[int]]) -> int:
+    """Count the tokens that all texts begin with; a joint may make one token of two, so a prompt need not be all."""
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False)))
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -304,14 +304,15 @@ def activation_momentum(
             yield from [list(batches)] if remote else ([one] for one in batches)
 
     with tqdm(total=len(pairs), desc=f"reading {site}", unit="item", leave=False) as bar:
-        if not remote:
+        if remote:
+            for bundle, (groups, *found_counts) in run(model, _statistics, bundles(), site):
+                for count, part in zip(counts, found_counts, strict=True):
+                    count.index_add_(0, groups, part.to(count.dtype))
+                bar.update(sum(len(rows) for rows, *_ in bundle))
+        else:
             for [(rows, *_)], [activations] in run(model, last_tokens, bundles(), site, again=batch):
                 _count(counts, group[rows], activations[::2], activations[1::2])
                 bar.update(len(rows))
-        for bundle, (groups, *found_counts) in run(model, _statistics, bundles(), site) if remote else ():
-            for count, part in zip(counts, found_counts, strict=True):
-                count.index_add_(0, groups, part.to(count.dtype))
-            bar.update(sum(len(rows) for rows, *_ in bundle))
     require_finite(counts[2])
     return ActivationMomentum(site, *counts, torch.bincount(group), info(model), template)
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from austeer.activations import TOKENS_PER_PASS
 from austeer.generation import quiet
-from austeer.models import encode, several, token_ids
+from austeer.models import common_beginning, encode, several, token_ids
 from austeer.remote import bundles, run
 from austeer.steering import Operator, Steering, apply, require_steering
 
@@ -230,12 +230,6 @@ def draws_at_price(
     return e0 + (e1 - e0) * (price - p0) / (p1 - p0)
 
 
-def _shared(prompt: list[int], whole: list[int]) -> int:
-    """Count the tokens that a text begins with as its prompt does; a joint may make one token of two."""
-    pairs = enumerate(zip(prompt, whole, strict=False))
-    return next((place for place, (one, other) in pairs if one != other), min(len(prompt), len(whole)))
-
-
 def _scored(
     model, texts: Sequence[str], prompts: Sequence[str] | None, steering: Steering | None, tokens_per_pass: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,7 +246,7 @@ def _scored(
     alike: dict[tuple, dict[int, int]] = {}  # (tokens read, tokens scored but the last): the last one of each text
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         ids = token_ids(model, prompt + text)
-        read = max(1, _shared(token_ids(model, prompt), ids))
+        read = max(1, common_beginning([token_ids(model, prompt), ids]))
         if len(ids) > read:
             alike.setdefault((tuple(ids[:read]), tuple(ids[read:-1])), {})[number] = ids[-1]
     rows = sorted(alike.items(), key=lambda row: (-len(row[0][0]) - len(row[0][1]), -len(row[0][0])))

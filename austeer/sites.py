@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from operator import itemgetter
 
 import torch
@@ -68,6 +69,16 @@ class Anatomy:
         if layer not in range(self.layers):
             raise ValueError(f"layer is {layer!r}; give a number from 0 to {self.layers - 1}.")
         return self.widths[site]
+
+
+def require_layer(layer: int, layers: int) -> None:
+    """Refuse what is not the number of one of so many layers.
+
+    Raises:
+        ValueError: no whole number, or none from 0 to `layers` - 1.
+    """
+    if not isinstance(layer, Integral) or layer not in range(layers):
+        raise ValueError(f"layer is {layer!r}; give a number from 0 to {layers - 1}.")
 
 
 def anatomy(model) -> Anatomy:

@@ -64,12 +64,13 @@ def test_a_side_that_the_other_begins_with_keeps_a_token_of_its_own(tiny: Any) -
     assert torch.allclose(negative, au.collect(model, ["He said yes. No."]), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sliding_window", "attention_chunk_size"])
 @pytest.mark.parametrize(("window", "joined"), [(200, True), (10, False)])
 def test_sides_are_not_joined_where_a_window_could_end_within_them(
-    tiny: Any, window: int, joined: bool, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, name: str, window: int, joined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny("mistral")
-    monkeypatch.setattr(model._module.config, "sliding_window", window)
+    monkeypatch.setattr(model._module.config, name, window, raising=False)
     assert Texts.of(model, PAIRS, None).joined is joined
 
 

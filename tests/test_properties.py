@@ -22,9 +22,8 @@ from austeer import ActivationMomentum, ContrastivePair
 from austeer.activations import Texts, _shared_and_own
 from austeer.benchmarks import _number
 from austeer.data import file_rows
-from austeer.models import ModelInfo
+from austeer.models import ModelInfo, common_beginning
 from austeer.momentum import _count, _empty, _groups, _shares, signed_score, unit_set
-from austeer.scoring import _shared
 from austeer.steering import POSITIONS, Operator, Pass, Scale, Shift, Steering
 
 EXAMPLES = 500 if os.environ.get("AUSTEER_TEST_ALL") else 50
@@ -263,7 +262,7 @@ def test_a_number_is_written_so_that_it_is_read_as_itself(value: object) -> None
 @always
 @given(st.lists(st.integers(0, 3)), st.lists(st.integers(0, 3)))
 def test_what_two_lists_of_tokens_share_is_their_longest_common_beginning(one: list[int], other: list[int]) -> None:
-    shared = _shared(one, other)
+    shared = common_beginning([one, other])
     assert one[:shared] == other[:shared]
     assert shared in (len(one), len(other)) or one[shared] != other[shared]
 

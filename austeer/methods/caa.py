@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 
 from austeer.data import ContrastivePair
 from austeer.momentum import ActivationMomentum, activation_momentum
+from austeer.sites import require_layer
 from austeer.steering import Shift, Steering
 
 
@@ -27,8 +27,7 @@ class CAA(Steering):
 
     def __init__(self, momentum: ActivationMomentum, layer: int, alpha: float, positions: str = "last"):
         layers, width = momentum.mean_difference.shape
-        if not isinstance(layer, Integral) or layer not in range(layers):
-            raise ValueError(f"layer is {layer!r}; give a number from 0 to {layers - 1}.")
+        require_layer(layer, layers)
         everywhere = torch.arange(width)
         tensors = {
             "layer": torch.full_like(everywhere, layer),

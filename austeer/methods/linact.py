@@ -10,7 +10,7 @@ from torch import Tensor
 from austeer.activations import collect
 from austeer.data import ContrastivePair
 from austeer.models import info
-from austeer.sites import Place
+from austeer.sites import Place, require_layer
 from austeer.steering import Operator, Pass, Steering
 
 
@@ -71,8 +71,7 @@ class LinAcT(Steering):
         template: str | None = None,
     ):  # fmt: skip
         layers, width = positive.shape[1:]
-        if layer not in range(layers):
-            raise ValueError(f"layer is {layer!r}; give a number from 0 to {layers - 1}.")
+        require_layer(layer, layers)
         target, source = positive[:, layer].double(), negative[:, layer].double()
         t, s = ((side - side.mean(0)).sort(0).values for side in (target, source))
         weight = (s * t).sum(0) / (s**2).sum(0).clamp(min=1e-10)

@@ -11,7 +11,7 @@ from austeer.activations import collect
 from austeer.data import ContrastivePair
 from austeer.methods.linact import Transport, on_device
 from austeer.models import info
-from austeer.sites import Place
+from austeer.sites import Place, require_layer
 from austeer.steering import Pass, Steering
 
 RIDGE = 1e-2  # on the diagonal of both covariances, as in the code
@@ -57,8 +57,7 @@ class MiMiC(Steering):
         from sklearn.linear_model import LogisticRegression  # a second to import
 
         layers, width = positive.shape[1:]
-        if layer not in range(layers):
-            raise ValueError(f"layer is {layer!r}; give a number from 0 to {layers - 1}.")
+        require_layer(layer, layers)
         target, source = positive[:, layer].double(), negative[:, layer].double()
         A = gaussian_map(covariance(source), covariance(target))
         label = torch.cat([torch.ones(len(target)), torch.zeros(len(source))])

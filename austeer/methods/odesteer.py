@@ -10,7 +10,7 @@ from torch import Tensor
 from austeer.activations import collect
 from austeer.data import ContrastivePair
 from austeer.models import info
-from austeer.sites import Place
+from austeer.sites import Place, require_layer
 from austeer.steering import Operator, Pass, Steering
 
 
@@ -87,8 +87,7 @@ class ODESteer(Steering):
         template: str | None = None,
     ):  # fmt: skip
         layers, width = positive.shape[1:]
-        if layer not in range(layers):
-            raise ValueError(f"layer is {layer!r}; give a number from 0 to {layers - 1}.")
+        require_layer(layer, layers)
         if steps < 1:
             raise ValueError(f"steps is {steps}; give 1 or more.")
         x = torch.cat([positive[:, layer], negative[:, layer]]).double()
