@@ -16,6 +16,7 @@ from austeer.remote import bundles, run
 from austeer.sites import Place, Sites, anatomy
 
 TOKENS_PER_PASS = 1024  # bounds the memory of a forward pass, whatever the number of texts
+_LEAST_TOKENS = 16  # what an item counts at least: what is read of it takes memory, too
 
 Accumulator = Callable[..., None]  # called with the rows' numbers and one (rows, layers, width) tensor per side
 
@@ -42,7 +43,8 @@ def collect(
         into: called for each batch as `into(rows, positive, negative)`, or `into(rows, activations)` for texts, with
             (batch, layers, width) float32 tensors on the CPU; nothing else is kept, so memory does not grow (on a
             remote model all is kept until the end, so that a broken job can go on).
-        tokens_per_pass: upper bound of rows x tokens in a forward pass (one item may exceed it).
+        tokens_per_pass: upper bound of rows x tokens in a forward pass (one item may exceed it; less than 16 tokens
+            count as 16).
 
     Returns:
         `(positive, negative)`, or one tensor for texts, each (items, layers, width) float32; None with `into`.
@@ -90,7 +92,7 @@ class Texts:
 
     Args:
         sides: each item's texts, one for a text and two for a pair.
-        columns: how many tokens of a pass each item takes.
+        columns: how many tokens of a pass each item takes, 16 at least.
         joined: whether the sides of an item are one row, in which no side sees another one.
     """
 
@@ -113,9 +115,10 @@ class Texts:
         longest = max(range(len(ids)), key=lambda row: max(map(len, ids[row])))
         encode(model, list(sides[longest]))  # what cannot fit fails at once
         columns = [sum(map(len, _shared_and_own(row))) for row in ids]
-        if len(sides[0]) > 1 and _may_join(model, max(columns)):
-            return cls(sides, columns, joined=True)
-        return cls(sides, [len(row) * max(map(len, row)) for row in ids], joined=False)
+        joined = len(sides[0]) > 1 and _may_join(model, max(columns))
+        if not joined:
+            columns = [len(row) * max(map(len, row)) for row in ids]
+        return cls(sides, [max(length, _LEAST_TOKENS) for length in columns], joined)
 
     def batches(self, tokens_per_pass: int, rows: Iterable[int] | None = None) -> Iterator[list[int]]:
         """Yield the numbers of items, longest first, in batches of at most `tokens_per_pass` tokens."""
@@ -135,7 +138,7 @@ class Texts:
             batch = encode(model, [side for row in rows for side in self.sides[row]])
             return batch, torch.full((len(batch["input_ids"]), 1), -1)
         ids = [_shared_and_own([token_ids(model, side) for side in self.sides[row]]) for row in rows]
-        width = max(self.columns[row] for row in rows)
+        width = max(sum(map(len, parts)) for parts in ids)
         tokens = torch.full((len(rows), width), model.tokenizer.pad_token_id)
         branch, position = torch.full_like(tokens, -1), torch.zeros_like(tokens)  # branch: -1 padding, 0 what is shared
         ends = torch.empty(len(rows), len(self.sides[0]), dtype=torch.long)
@@ -160,12 +163,13 @@ def last_tokens(model, bundle: list[tuple], site: str) -> list[Tensor]:
     found = []
     for _, batch, ends, *_ in bundle:
         with torch.no_grad(), model.trace(batch, use_cache=False) as tracer:
-            sites, read = Sites(model), []
+            sites, activations = Sites(model), None
             every = torch.arange(len(ends))[:, None]
             for layer in range(sites.anatomy.layers):
-                read.append(sites.read(Place(layer, site))[every, ends].flatten(0, 1))
-            # The layers of a model on several devices meet on the last one.
-            activations = torch.stack([x.to(read[-1].device) for x in read], 1).save()
+                x = sites.read(Place(layer, site))[every, ends].flatten(0, 1)
+                if activations is None:  # one tensor from the start: a list, stacked at the end, takes twice its memory
+                    activations = x.new_empty(len(x), sites.anatomy.layers, x.shape[-1]).save()
+                activations[:, layer] = x  # also from another device
             tracer.stop()
         found.append(activations.float().cpu())
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from austeer.models import encode, info
+from austeer.remote import run
 from austeer.sites import Place, Sites, anatomy, linear_weight, projection, weight
 
 ROWS_PER_PASS = 192  # more rows gain nothing on a CPU and cost memory
@@ -159,7 +160,7 @@ def sweep(model, prompts: Sequence[str], place: Place, factor: Tensor, *, rows_p
         prompts: raw texts; only the last token of each is steered.
         place: layer and site.
         factor: (rows, width); a row that turns up unit i alone is 1 everywhere but at i.
-        rows_per_pass: bounds the memory of a pass.
+        rows_per_pass: bounds the memory of a pass; halved where that is too small.
 
     Returns:
         (prompts, rows, hidden) float32: what the unembedding reads at the last token; see `unembed`.
@@ -175,13 +176,27 @@ def sweep(model, prompts: Sequence[str], place: Place, factor: Tensor, *, rows_p
     encode(model, prompts)  # refuses a bad prompt before the work on the others, not after
     head = model._module.get_output_embeddings()
     result = torch.empty(len(prompts), len(factor), linear_weight(head).shape[1])
-    with tqdm(total=len(prompts), desc=f"layer {place.layer} {place.site}", unit="prompt", leave=False) as bar:
-        for number, prompt in enumerate(prompts):
-            cache, hidden = _prefix(model, prompt, place)
-            last = encode(model, [prompt])["input_ids"][:, -1:]
-            rows = [_rows(model, last, place, part, cache, hidden) for part in factor.split(rows_per_pass)]
-            result[number] = torch.cat(rows).float().cpu()
-            bar.update()
+    prompt = ()  # the one in work: its number, its last token, and what was read of the others
+
+    def batch(rows: list[int]) -> tuple:
+        return rows, factor[rows]
+
+    def batches() -> Iterator[list[tuple]]:
+        nonlocal prompt
+        for number, text in enumerate(prompts):
+            prompt = number, encode(model, [text])["input_ids"][:, -1:], *_prefix(model, text, place)
+            for rows in torch.arange(len(factor)).split(rows_per_pass):
+                yield [batch(rows.tolist())]
+
+    def last_token(model, bundle: list[tuple]) -> Tensor:
+        [(_, part)], (_, last, cache, hidden) = bundle, prompt
+        return _rows(model, last, place, part, cache, hidden).float().cpu()
+
+    title = f"layer {place.layer} {place.site}"
+    with tqdm(total=len(prompts) * len(factor), desc=title, unit="row", leave=False) as bar:
+        for [(rows, _)], reached in run(model, last_token, batches(), again=batch):
+            result[prompt[0], rows] = reached
+            bar.update(len(rows))
     return result
 
 

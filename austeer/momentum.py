@@ -313,6 +313,7 @@ def activation_momentum(
             for [(rows, *_)], [activations] in run(model, last_tokens, bundles(), site, again=batch):
                 _count(counts, group[rows], activations[::2], activations[1::2])
                 bar.update(len(rows))
+                del activations  # or they would be there during the next pass, too
     require_finite(counts[2])
     return ActivationMomentum(site, *counts, torch.bincount(group), info(model), template)
 

@@ -124,7 +124,7 @@ def _halving(
                 )
             gc.collect(1)  # a pass that was stopped early leaves cycles, which hold all of its tensors
             yield bundle, result
-            start += size
+            result, start = None, start + size
 
 
 class _ByValue(CustomCloudPickler):

@@ -31,8 +31,10 @@ def test_memory_is_bounded_and_does_not_grow_with_the_number_of_pairs() -> None:
     assert many["peak"] - few["peak"] < 0.05 * many["own"]
 
 
-def test_the_measured_rows_keep_the_bound_on_the_default_model() -> None:
-    rows = [row for row in au.load_results("costs") if row["cell"].get("site") == "attention"]
-    share = {row["cell"]["pairs"]: row["peak"] / row["own"] for row in rows}
-    assert max(share.values()) < 0.25
-    assert max(share.values()) - share[100] < 0.05
+def test_the_measured_rows_keep_the_bound_on_the_default_model_for_every_site_and_number_of_pairs() -> None:
+    rows = [row for row in au.load_results("costs") if "model" in row["cell"]]
+    assert {row["cell"]["site"] for row in rows} == {"attention", "ffn", "neuron", "residual"}
+    assert max(row["peak"] / row["own"] for row in rows) < 0.25
+    pairs = {row["cell"]["pairs"]: row["peak"] / row["own"] for row in rows if row["cell"]["site"] == "attention"}
+    assert set(pairs) == {100, 1000, 5000}
+    assert max(pairs.values()) - min(pairs.values()) < 0.05

@@ -20,6 +20,7 @@ from nnsight import TransformersModel
 import austeer as au
 from austeer.activations import last_tokens
 from austeer.data import ContrastivePair
+from austeer.diagnostics import sweep, turned_up
 from austeer.generation import quiet
 from austeer.methods import AUSteer, DirectionalAUSteer
 from austeer.models import encode, info
@@ -62,6 +63,9 @@ JOBS: dict[str, Callable[[Any, Any], Any]] = {
     ),
     "perplexity": lambda model, steering: au.perplexity(model, PROMPTS, steering=steering),
     "kl": lambda model, steering: au.kl(model, PROMPTS, steering),
+    "sweep": lambda model, _: sweep(
+        model, PROMPTS, Place(0, "attention"), turned_up(anatomy(model).widths["attention"], [[i] for i in range(8)], 3.0)
+    ),
 }
 
 
@@ -85,7 +89,7 @@ def test_later_batches_start_with_the_size_that_fitted(tiny: Any) -> None:
     model, tried = tiny("llama"), []
     handle = model._module.model.embed_tokens.register_forward_pre_hook(lambda _, given: tried.append(len(given[0])))
     with memory_for(8, model), pytest.warns(UserWarning, match="too small for 10 rows.* goes on with 5"):
-        au.activation_momentum(model, PAIRS, tokens_per_pass=150)
+        au.activation_momentum(model, PAIRS, tokens_per_pass=160)
     handle.remove()
     assert sum(size > 8 for size in tried) == 1
 
