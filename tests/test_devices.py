@@ -64,7 +64,10 @@ JOBS: dict[str, Callable[[Any, Any], Any]] = {
     "perplexity": lambda model, steering: au.perplexity(model, PROMPTS, steering=steering),
     "kl": lambda model, steering: au.kl(model, PROMPTS, steering),
     "sweep": lambda model, _: sweep(
-        model, PROMPTS, Place(0, "attention"), turned_up(anatomy(model).widths["attention"], [[i] for i in range(8)], 3.0)
+        model,
+        PROMPTS,
+        Place(0, "attention"),
+        turned_up(anatomy(model).widths["attention"], [[i] for i in range(8)], 3.0),
     ),
 }
 

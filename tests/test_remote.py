@@ -234,8 +234,8 @@ def test_requests_are_bounded_in_passes_and_in_what_comes_back(
     monkeypatch.setattr(momentum, "PASSES_PER_REQUEST", 2)
     monkeypatch.setattr(momentum, "BYTES_PER_REQUEST", 2**26)
     found = au.activation_momentum(there, [*PAIRS, ContrastivePair("One", " more", " less", "")], tokens_per_pass=100)
-    sides = [[len(models.token_ids(here, pair.prompt + side)) for side in (pair.positive, pair.negative)] for pair in PAIRS]
-    tokens = sum(max(16, 2 * max(lengths)) for lengths in sides)
+    sides = [(pair.prompt + pair.positive, pair.prompt + pair.negative) for pair in PAIRS]
+    tokens = sum(max(16, 2 * max(len(models.token_ids(here, side)) for side in both)) for both in sides)
     assert tokens / 200 <= len(healthy.jobs()) <= 2 * tokens / 200
     assert torch.equal(found.higher[:5], expected.higher)
 
