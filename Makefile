@@ -3,6 +3,7 @@
 # make book OFFLINE=1  the same, and the site loads nothing from other hosts; needs npm once; make test takes it, too
 # make test            unit tests, then the book, then the tests of the book
 # make test-all        the same, with 50 kills in place of 5 at random points of each long job, and more random cases
+# make coverage        unit tests, and the share of the library's lines that they run: 95 % at least
 # make bench           time a sweep of single units against one forward pass per unit
 # make eval            every method on answer tasks, for any model: make eval MODEL=ID TASKS="boolq sst2" DEVICE=cuda
 # make pdf             the whole book as one PDF, where latexmk and xelatex are installed
@@ -22,7 +23,7 @@ LIBRARY := $(shell find austeer data -name __pycache__ -prune -o -print 2>/dev/n
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PYTHONNOUSERSITE = 1
 
-.PHONY: book test test-all pdf versions bench eval lint notebooks lock clean install
+.PHONY: book test test-all pdf versions coverage bench eval lint notebooks lock clean install
 .DELETE_ON_ERROR:
 
 BUILD := $(BIN)/python book/build.py $(if $(OFFLINE),--offline)
@@ -46,6 +47,10 @@ pdf: install
 	@command -v latexmk xelatex >/dev/null || { \
 	echo "make pdf needs TeX: \`apt-get install texlive-xetex texlive-fonts-extra latexmk fonts-freefont-otf\`."; exit 1; }
 	@$(BUILD) --chapter="$(CHAPTER)" --pdf
+
+coverage: install
+	@$(BIN)/coverage run -m pytest tests --ignore=tests/book
+	@$(BIN)/coverage report --skip-covered --show-missing
 
 # What a reader's `pip install` may find: the unit tests, run in environments of their own.
 versions:

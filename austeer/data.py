@@ -200,12 +200,19 @@ def file_rows(path: Path) -> Iterator[tuple[int, dict]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, row {number}: not JSON ({error}).") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, row {number}: a {type(row).__name__}, not an object with named fields.")
         yield number, row
+
+
+def _each_once(fields: list[tuple[str, object]]) -> dict:
+    row = dict(fields)
+    if len(row) < len(fields):  # JSON's readers would keep the last one and say nothing
+        raise ValueError("a field is there twice")
+    return row
 
 
 def file_text(path: Path) -> str:

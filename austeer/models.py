@@ -95,6 +95,10 @@ def load(
     torch_dtype = _dtype(dtype)
     if device is None and not isinstance(model, (PreTrainedModel, TransformersModel)):
         device = "cpu"
+    try:
+        torch.device("cpu" if device in (None, "auto") else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'device is {device!r}; give one such as "cpu", "cuda" or "mps", or "auto".') from error
     if device and device.startswith("cuda") and remote is not True and not torch.cuda.is_available():
         raise ValueError(f'device is {device!r} but PyTorch sees no CUDA device here; use device="cpu" or remote=True.')
 

@@ -361,6 +361,14 @@ def require_count(name: str, value: int, most: int, of: str = "") -> None:
         raise ValueError(f"{name} is {value!r}; give a number from 1 to {most:,}{of}.")
 
 
+def require_momentum(momentum: ActivationMomentum) -> None:
+    """Refuse what is no momentum, such as the units that were chosen by it."""
+    if not isinstance(momentum, ActivationMomentum):
+        raise ValueError(
+            f"momentum is of type {type(momentum).__name__}; give an ActivationMomentum, from activation_momentum()."
+        )
+
+
 def unit_set(units: AtomicUnits) -> set[tuple[int, int]]:
     """Return the units as a set of (layer, index), to compare choices."""
     return set(zip(units.layer.tolist(), units.index.tolist(), strict=True))

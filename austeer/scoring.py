@@ -207,7 +207,7 @@ def draws_at_price(
         (1 + draws,) float64; the first is the estimate, quantiles of the others are its interval.
 
     Raises:
-        ValueError: shapes that do not fit together, or no draw.
+        ValueError: shapes that do not fit together, values that are not finite, or no draw.
     """
     strengths, items = effects.shape
     if perplexities.ndim != 3 or perplexities.shape[::2] != (strengths, items) or unsteered.shape != (items,):
@@ -217,6 +217,8 @@ def draws_at_price(
         )
     if draws < 1:
         raise ValueError(f"draws is {draws}; give a number from 1 on.")
+    if not all(values.isfinite().all() for values in (effects, perplexities, unsteered)):
+        raise ValueError("An effect or a perplexity is not finite; leave its item out of all three.")
     chosen = torch.randint(items, (draws, items), generator=torch.Generator().manual_seed(seed))
     chosen = torch.cat([torch.arange(items)[None], chosen])  # (1 + draws, items)
     base = unsteered.double().log()[chosen].mean(-1)

@@ -74,7 +74,7 @@ class Operator:
     strength: float = 1.0
 
     def __init__(self, site: str, tensors: dict[str, Tensor], positions: str = "all", strength: float = 1.0):
-        self.site, self.tensors, self.positions, self.strength = site, tensors, positions, strength
+        self.site, self.tensors, self.positions, self.strength = site, tensors, positions, require_strength(strength)
         self.__post_init__()
 
     def __post_init__(self) -> None:
@@ -82,8 +82,6 @@ class Operator:
             raise ValueError(f"site is {self.site!r}; give one of {', '.join(SITES)}.")
         if self.positions not in POSITIONS:
             raise ValueError(f"positions is {self.positions!r}; give one of {', '.join(POSITIONS)}.")
-        if not math.isfinite(self.strength):
-            raise ValueError(f"The strength is {self.strength}; give a finite number.")
         for name, tensor in self.tensors.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"The tensor {name!r} of operator {self.name!r} holds values that are not finite.")
@@ -124,6 +122,17 @@ class Operator:
             f"{self.strength:g} x {self.name} at {what} of {self.site}, layers {', '.join(map(str, layers))}, "
             f"positions: {self.positions}"
         )
+
+
+def require_strength(alpha: float) -> float:
+    """Return a strength as a float; refuse what is no finite number, text among it."""
+    try:
+        number = math.nan if isinstance(alpha, str) else float(alpha)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"The strength is {alpha!r}; give a finite number.")
+    return number
 
 
 def _are_units(tensors: dict[str, Tensor]) -> bool:

@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 TARGETS = ("momentum", "steering", "sites")
 RESULTS = ROOT / "_build" / "mutants.jsonl"
 SAMPLE, SEED, LIMIT = 160, 0, 300  # mutants; of the draw; seconds for one of them
+LEAST = 0.85  # of the mutants that must be noticed
 FAST = "not default_model and not real_model and not gemma and not qwen and not mistral and not neox and not kind"
 FIRST = {  # what is run for each file, the likeliest to fail first
     "momentum": ["tests/test_momentum.py", "tests/test_properties.py", "tests/test_bad_inputs.py"],
@@ -212,6 +213,8 @@ def main() -> None:
             file.write(json.dumps({"mutant": name, "killed": done[name]}) + "\n")
         print("killed  " if done[name] else "SURVIVES", name, flush=True)
     print(f"{sum(done.values())} of {len(done)} killed; {SAMPLE} drawn of {everything}")
+    if len(done) == SAMPLE and sum(done.values()) < LEAST * SAMPLE:
+        sys.exit(f"Less than {LEAST:.0%} killed: write tests that notice the survivors.")
 
 
 if __name__ == "__main__":

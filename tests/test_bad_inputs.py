@@ -196,6 +196,10 @@ CASES: dict[str, tuple[Callable, str]] = {
         "FileNotFoundError: {dir}/it.jsonl does not exist or is no file; give the path of a .jsonl file.",
     ),
     "an empty file": (lambda c: c.pairs(""), "ValueError: {dir}/it.jsonl holds no rows."),
+    "a field that is there twice": (
+        lambda c: c.pairs('{"prompt": "a", "prompt": "b", "positive": "c", "negative": "d"}'),
+        "ValueError: {dir}/it.jsonl, row 1: not JSON (a field is there twice).",
+    ),
     "nothing but a byte-order mark": (lambda c: c.pairs("\ufeff\n"), "ValueError: {dir}/it.jsonl holds no rows."),
     "a byte-order mark in the middle": (
         lambda c: c.pairs(rows({}) + "\n\ufeff" + rows({})),
@@ -312,6 +316,19 @@ CASES: dict[str, tuple[Callable, str]] = {
     "alpha NaN": (
         lambda c: methods.DirectionalAUSteer(c.units, NAN), "ValueError: The strength is nan; give a finite number.",
     ),
+    "alpha as a word": (
+        lambda c: methods.AUSteer(c.units, "strong"), "ValueError: The strength is 'strong'; give a finite number.",
+    ),
+    "alpha as text": (
+        lambda c: methods.CAA(c.momentum, 0, "2"), "ValueError: The strength is '2'; give a finite number.",
+    ),
+    "no alpha": (
+        lambda c: methods.SADI(c.model, c.momentum, 2, None), "ValueError: The strength is None; give a finite number.",
+    ),
+    "units for momentum": (
+        lambda c: methods.CAA(c.units, 0, 1.0),
+        "ValueError: momentum is of type AtomicUnits; give an ActivationMomentum, from activation_momentum().",
+    ),
     "momentum for units": (
         lambda c: methods.AUSteer(c.momentum, 1.0),
         "ValueError: units is of type ActivationMomentum; give AtomicUnits, such as momentum.top(20).",
@@ -379,7 +396,7 @@ CASES: dict[str, tuple[Callable, str]] = {
         lambda c: c.load(operator={"strength": NAN}), UNREADABLE + "The strength is nan; give a finite number.",
     ),
     "a strength as text in a file": (
-        lambda c: c.load(operator={"strength": "1"}), UNREADABLE + "must be real number, not str.",
+        lambda c: c.load(operator={"strength": "1"}), UNREADABLE + "The strength is '1'; give a finite number.",
     ),
     "an unknown site in a file": (
         lambda c: c.load(operator={"site": ["ffn"]}),
@@ -421,6 +438,14 @@ CASES: dict[str, tuple[Callable, str]] = {
     "a price of NaN": (
         lambda c: au.at_price([0.0, 1.0], [1.0, NAN], 1.5),
         "ValueError: The sweep ends at nan, below the price 1.5; add larger strengths.",
+    ),
+    "an effect of NaN": (
+        lambda c: au.draws_at_price(torch.full((2, 3), NAN), torch.ones(2, 2, 3), torch.ones(3)),
+        "ValueError: An effect or a perplexity is not finite; leave its item out of all three.",
+    ),
+    "a device by its kind": (
+        lambda c: au.load(c.plain, tokenizer=c.model.tokenizer, device="gpu"),
+        "ValueError: device is 'gpu'; give one such as \"cpu\", \"cuda\" or \"mps\", or \"auto\".",
     ),
     "a bootstrap without a draw": (
         lambda c: au.draws_at_price(torch.ones(2, 3), torch.ones(2, 2, 3), torch.ones(3), draws=0),

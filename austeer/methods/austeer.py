@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from austeer.momentum import AtomicUnits
-from austeer.steering import Operator, Scale, Shift, Steering
+from austeer.steering import Operator, Scale, Shift, Steering, require_strength
 
 
 class AUSteer(Steering):
@@ -44,6 +44,6 @@ def _on_units(operator: type[Operator], units: AtomicUnits, value: Tensor, alpha
     if not isinstance(units, AtomicUnits):
         raise ValueError(f"units is of type {type(units).__name__}; give AtomicUnits, such as momentum.top(20).")
     tensors = {"layer": units.layer, "index": units.index, "value": value}
-    about = {"method": method, "alpha": float(alpha), "units": len(units), "site": units.site}
+    about = {"method": method, "alpha": require_strength(alpha), "units": len(units), "site": units.site}
     about |= {"shape": list(units.shape), **units.about}
-    return [operator(units.site, tensors, positions, float(alpha))], units.model, about
+    return [operator(units.site, tensors, positions, alpha)], units.model, about

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from austeer.data import ContrastivePair
-from austeer.momentum import ActivationMomentum, activation_momentum
+from austeer.momentum import ActivationMomentum, activation_momentum, require_momentum
 from austeer.sites import require_layer
-from austeer.steering import Shift, Steering
+from austeer.steering import Shift, Steering, require_strength
 
 
 class CAA(Steering):
@@ -26,6 +26,7 @@ class CAA(Steering):
     """
 
     def __init__(self, momentum: ActivationMomentum, layer: int, alpha: float, positions: str = "last"):
+        require_momentum(momentum)
         layers, width = momentum.mean_difference.shape
         require_layer(layer, layers)
         everywhere = torch.arange(width)
@@ -34,9 +35,9 @@ class CAA(Steering):
             "index": everywhere,
             "value": momentum.mean_difference[layer],
         }
-        about = {"method": "CAA", "alpha": float(alpha), "pairs": int(momentum.pairs.sum())}
+        about = {"method": "CAA", "alpha": require_strength(alpha), "pairs": int(momentum.pairs.sum())}
         about |= {"template": momentum.template, "site": momentum.site, "shape": [layers, width]}
-        super().__init__([Shift(momentum.site, tensors, positions, float(alpha))], momentum.model, about)
+        super().__init__([Shift(momentum.site, tensors, positions, alpha)], momentum.model, about)
 
     @classmethod
     def fit(

@@ -13,7 +13,7 @@ from austeer.data import ContrastivePair, text_hash
 from austeer.models import info
 from austeer.momentum import require_count
 from austeer.sites import anatomy
-from austeer.steering import Shift, Steering
+from austeer.steering import Shift, Steering, require_strength
 
 
 class ITI(Steering):
@@ -64,9 +64,10 @@ class ITI(Steering):
         tensors = {
             "layer": layer[:, None].expand_as(index).flatten(), "index": index.flatten(), "value": value.flatten(),
         }  # fmt: skip
-        about = {"method": "ITI", "alpha": float(alpha), "heads": heads, "pairs": len(pairs), "template": template}
-        about |= {"site": "attention", "shape": [found.layers, width], "probes": round(accuracy[best].mean().item(), 3)}
-        return cls([Shift("attention", tensors, positions, float(alpha))], info(model), about)
+        about = {"method": "ITI", "alpha": require_strength(alpha), "heads": heads, "pairs": len(pairs)}
+        about |= {"template": template, "site": "attention", "shape": [found.layers, width]}
+        about |= {"probes": round(accuracy[best].mean().item(), 3)}
+        return cls([Shift("attention", tensors, positions, alpha)], info(model), about)
 
 
 def _probe(positive: Tensor, negative: Tensor, train: Tensor) -> Tensor:

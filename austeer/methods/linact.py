@@ -11,7 +11,7 @@ from austeer.activations import collect
 from austeer.data import ContrastivePair
 from austeer.models import info
 from austeer.sites import Place, require_layer
-from austeer.steering import Operator, Pass, Steering
+from austeer.steering import Operator, Pass, Steering, require_strength
 
 
 class Transport(Operator):
@@ -77,9 +77,9 @@ class LinAcT(Steering):
         weight = (s * t).sum(0) / (s**2).sum(0).clamp(min=1e-10)
         bias = target.mean(0) - weight * source.mean(0)
         tensors = {"layer": torch.tensor([layer]), "weight": weight.float(), "bias": bias.float()}
-        about = {"method": "LinAcT", "layer": layer, "alpha": float(alpha), "pairs": len(positive)}
+        about = {"method": "LinAcT", "layer": layer, "alpha": require_strength(alpha), "pairs": len(positive)}
         about |= {"template": template, "site": "residual", "shape": [layers, width]}
-        super().__init__([Transport("residual", tensors, positions, float(alpha))], info(model), about)
+        super().__init__([Transport("residual", tensors, positions, alpha)], info(model), about)
 
     @classmethod
     def fit(

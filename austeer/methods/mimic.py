@@ -12,7 +12,7 @@ from austeer.data import ContrastivePair
 from austeer.methods.linact import Transport, on_device
 from austeer.models import info
 from austeer.sites import Place, require_layer
-from austeer.steering import Pass, Steering
+from austeer.steering import Pass, Steering, require_strength
 
 RIDGE = 1e-2  # on the diagonal of both covariances, as in the code
 
@@ -66,9 +66,9 @@ class MiMiC(Steering):
             "layer": torch.tensor([layer]), "A": A.float(), "bias": (target.mean(0) - A @ source.mean(0)).float(),
             "gate": torch.from_numpy(gate.coef_[0]).float(), "threshold": torch.from_numpy(gate.intercept_).float(),
         }  # fmt: skip
-        about = {"method": "MiMiC", "layer": layer, "alpha": float(alpha), "pairs": len(positive)}
+        about = {"method": "MiMiC", "layer": layer, "alpha": require_strength(alpha), "pairs": len(positive)}
         about |= {"template": template, "site": "residual", "shape": [layers, width]}
-        super().__init__([GatedTransport("residual", tensors, positions, float(alpha))], info(model), about)
+        super().__init__([GatedTransport("residual", tensors, positions, alpha)], info(model), about)
 
     @classmethod
     def fit(

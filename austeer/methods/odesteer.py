@@ -11,7 +11,7 @@ from austeer.activations import collect
 from austeer.data import ContrastivePair
 from austeer.models import info
 from austeer.sites import Place, require_layer
-from austeer.steering import Operator, Pass, Steering
+from austeer.steering import Operator, Pass, Steering, require_strength
 
 
 class Flow(Operator):
@@ -99,7 +99,7 @@ class ODESteer(Steering):
         scalars = {"gamma": torch.tensor([gamma]), "unit": unit.float()[None], "steps": torch.tensor([steps])}
         sketch = _sketch(x / x.norm(dim=1, keepdim=True), label, components, gamma, seed)
         tensors = {"layer": torch.tensor([layer]), **sketch, **scalars}
-        super().__init__([Flow("residual", tensors, positions, float(alpha))], info(model), about)
+        super().__init__([Flow("residual", tensors, positions, require_strength(alpha))], info(model), about)
 
     @classmethod
     def fit(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from austeer.momentum import ActivationMomentum, require_count
+from austeer.momentum import ActivationMomentum, require_count, require_momentum
 from austeer.sites import anatomy
-from austeer.steering import Scale, Steering
+from austeer.steering import Scale, Steering, require_strength
 
 
 class SADI(Steering):
@@ -28,6 +28,7 @@ class SADI(Steering):
     """
 
     def __init__(self, model, momentum: ActivationMomentum, k: int, delta: float, positions: str = "last"):
+        require_momentum(momentum)
         layers, width = momentum.mean_difference.shape
         bundle = width // anatomy(model).heads if momentum.site == "attention" else 1
         score = momentum.mean_difference.unflatten(1, (-1, bundle)).mean(-1).abs()  # (layers, bundles)
@@ -39,6 +40,6 @@ class SADI(Steering):
             "layer": layer[:, None].expand_as(index).flatten(), "index": index.flatten(),
             "value": torch.ones(index.numel()),
         }  # fmt: skip
-        about = {"method": "SADI", "delta": float(delta), "k": k, "pairs": int(momentum.pairs.sum())}
+        about = {"method": "SADI", "delta": require_strength(delta), "k": k, "pairs": int(momentum.pairs.sum())}
         about |= {"template": momentum.template, "site": momentum.site, "shape": [layers, width]}
-        super().__init__([Scale(momentum.site, tensors, positions, float(delta))], momentum.model, about)
+        super().__init__([Scale(momentum.site, tensors, positions, delta)], momentum.model, about)

@@ -78,6 +78,16 @@ def test_no_page_is_left_out_of_the_tests():
 
 
 @each_page
+def test_page_is_light(page):
+    path = HTML / page
+    states = parsed(path).select('script[type="application/vnd.jupyter.widget-state+json"]')
+    state = sum(len(script.get_text().encode()) for script in states)
+    figures = {image["src"] for image in parsed(path).select("main img") if not urlsplit(image["src"]).scheme}
+    assert state < 1.5e6
+    assert path.stat().st_size - state + sum((path.parent / unquote(src)).stat().st_size for src in figures) < 1e6
+
+
+@each_page
 def test_images_are_described(page):
     for image in parsed(HTML / page).select("main img"):
         alt, source = image.get("alt", "").strip(), image.get("src", "")
