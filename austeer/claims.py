@@ -39,7 +39,13 @@ def check_claims(
     display({"text/html": _table(values, orderings, failed), "text/plain": _text(values, orderings)}, raw=True)
     record = {
         "values": [
-            {"name": name, "stated": stated, "found": found, "tolerance": tolerance}
+            {
+                "name": name,
+                "stated": stated,
+                "found": found,
+                "tolerance": tolerance,
+                "printed": [shown(stated), shown(found)],
+            }
             for name, (stated, found, tolerance) in values.items()
         ],
         "orderings": [{"name": name, "holds": holds} for name, holds in orderings.items()],
@@ -60,13 +66,18 @@ def _is_default(model) -> bool:
     return on_cpu and not about.remote and (about.id, about.fingerprint) == (DEFAULT, _DEFAULT_FINGERPRINT)
 
 
+def shown(number: float) -> str:
+    """Write a number for readers: four digits, and no exponent where all of its digits fit."""
+    return f"{number:,.0f}" if 1000 <= abs(number) < 1e9 else f"{number:.4g}"
+
+
 def _text(values: dict, orderings: dict) -> str:
-    lines = [f"{name}: stated {stated:g}, found {found:.4g}" for name, (stated, found, _) in values.items()]
+    lines = [f"{name}: stated {shown(stated)}, found {shown(found)}" for name, (stated, found, _) in values.items()]
     return "\n".join(lines + [f"{name}: {'holds' if holds else 'fails'}" for name, holds in orderings.items()])
 
 
 def _table(values: dict, orderings: dict, failed: list[str]) -> str:
-    rows = [(name, f"{stated:g}", f"{found:.4g}") for name, (stated, found, _) in values.items()]
+    rows = [(name, shown(stated), shown(found)) for name, (stated, found, _) in values.items()]
     rows += [(name, "holds", "holds" if holds else "fails") for name, holds in orderings.items()]
     body = "".join(
         f"<tr><td style='text-align:left'>{html.escape(name)}</td><td>{stated}</td><td>{found}</td>"

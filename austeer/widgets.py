@@ -12,13 +12,14 @@ from austeer.generation import generate
 from austeer.steering import Steering
 
 
-def chooser(panels: Sequence[Sequence[str]], outer: str, inner: str) -> VBox:
+def chooser(panels: Sequence[Sequence[str]], outer: str, inner: str, start: tuple[int, int] = (0, 0)) -> VBox:
     """Show one of many HTML panels, chosen by two sliders.
 
     Args:
         panels: panels[i][j] is the HTML shown where the outer slider is at i and the inner one at j; every i has as
             many j.
         outer, inner: what the sliders choose, such as "head" and "unit".
+        start: where the sliders stand at first.
 
     Raises:
         ValueError: no panel, or rows of different lengths.
@@ -27,20 +28,21 @@ def chooser(panels: Sequence[Sequence[str]], outer: str, inner: str) -> VBox:
     if len(widths) != 1 or widths == {0}:
         raise ValueError(f"The rows hold {sorted(widths)} panels; give at least one, and as many in each row.")
     slim, style = Layout(), ipywidgets.HTML().style  # shared: the page's state holds each of them once
-    first = IntSlider(max=len(panels) - 1, description=outer)
-    second = IntSlider(max=widths.pop() - 1, description=inner)
+    first = IntSlider(start[0], max=len(panels) - 1, description=outer)
+    second = IntSlider(start[1], max=widths.pop() - 1, description=inner)
     stacks = [
-        Stack([HTML(panel, layout=slim, style=style) for panel in row], selected_index=0, layout=slim) for row in panels
+        Stack([HTML(panel, layout=slim, style=style) for panel in row], selected_index=start[1], layout=slim)
+        for row in panels
     ]
     for stack in stacks:
         ipywidgets.jslink((second, "value"), (stack, "selected_index"))
-    whole = Stack(stacks, selected_index=0, layout=slim)
+    whole = Stack(stacks, selected_index=start[0], layout=slim)
     ipywidgets.jslink((first, "value"), (whole, "selected_index"))
     return VBox([first, second, whole])
 
 
 def states(panels: Mapping[str, str], name: str) -> VBox:
-    """Show one of some HTML panels, chosen by a slider that stops at their names.
+    """Show one of some HTML panels, chosen by a slider that stops at their names and begins in the middle.
 
     Args:
         panels: for each state, such as a strength, the HTML that is shown there.
@@ -51,8 +53,9 @@ def states(panels: Mapping[str, str], name: str) -> VBox:
     """
     if len(panels) < 2:
         raise ValueError(f"{len(panels)} panel was given; a slider needs at least 2 to choose from.")
-    slider = SelectionSlider(options=list(panels), description=name)
-    stack = Stack([HTML(panel) for panel in panels.values()], selected_index=0)
+    middle = len(panels) // 2
+    slider = SelectionSlider(options=list(panels), index=middle, description=name)
+    stack = Stack([HTML(panel) for panel in panels.values()], selected_index=middle)
     ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     return VBox([slider, stack])
 

@@ -34,6 +34,7 @@ COLOUR = re.compile(r"\x1b\[[\d;]*m")
 OWN_DATA = "application/vnd.austeer."  # outputs for the tests, which no page can show
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TAGGED = re.compile(r"^\$\$(.*\\tag\{[^}]*\})\$\$$", re.MULTILINE)  # an equation with a number
+FOLDED = re.compile(r"#@title (.+)\n")  # the first line of a solution, as Colab shows it
 NOT_STAGED = ("*.py", "*.ipynb", "__pycache__", "package*.json")  # of book/; chapters are staged as executed
 INCLUDED = ("data/README.md", "CHANGELOG.md")  # what pages of the book take in from elsewhere
 VERSIONS = ("austeer", "torch", "transformers")  # what a page's last line names
@@ -208,15 +209,29 @@ def run_line(executed: NotebookNode) -> str:
 
 
 def page_of(executed: NotebookNode) -> NotebookNode:
-    """An executed chapter as its page shows it: without the data that only tests read, with the line of its run."""
+    """An executed chapter as its page shows it: without the data that only tests read, with the line of its run.
+
+    Folded cells say what is in them; the last one, which asserts, is folded too.
+    """
     for output in (output for cell in executed.cells for output in cell.get("outputs", ())):
         if "data" in output:
             output.data = {kind: value for kind, value in output.data.items() if not kind.startswith(OWN_DATA)}
     for cell in executed.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("data", True)]
+            if named := FOLDED.match(cell.source):
+                cell.source = cell.source[named.end() :]
+                fold(cell, named[1])
+            elif "claims" in cell.metadata.get("tags", ()):
+                cell.metadata.tags.append("hide-input")
+                fold(cell, "The code that asserts them")
     executed.cells.append(nbformat.v4.new_markdown_cell(run_line(executed)))
     return executed
+
+
+def fold(cell: NotebookNode, name: str) -> None:
+    """Names what a folded cell shows when it is opened, and when it is closed again."""
+    cell.metadata.setdefault("mystnb", {}).update(code_prompt_show=name, code_prompt_hide=f"{name} (close)")
 
 
 def printed(page: NotebookNode) -> NotebookNode:

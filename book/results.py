@@ -27,7 +27,7 @@ def fill(page: str, chapters: Mapping[str, NotebookNode], speed: Iterable[Mappin
         f"### {titles[link]}\n\n"
         + table(
             ("claim", "stated", "found in this run"),
-            [(row["name"], f"{row['stated']:g}", f"{row['found']:.4g}") for row in claims["values"]]
+            [(row["name"], *row["printed"]) for row in claims["values"]]
             + [(row["name"], "holds", "holds" if row["holds"] else "fails") for row in claims["orderings"]],
         )
         for link, claims in found.items()

@@ -18,7 +18,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_true_claims_pass_and_are_recorded(model: Any, shown: list[dict[str, Any]]) -> None:
     au.claims.check_claims(model, values={"swing": (0.9, 0.92, 0.05)}, orderings={"more is more": True})
     record = shown[-1][claims.MIME]
-    assert record["values"] == [{"name": "swing", "stated": 0.9, "found": 0.92, "tolerance": 0.05}]
+    [row] = record["values"]
+    assert row == {"name": "swing", "stated": 0.9, "found": 0.92, "tolerance": 0.05, "printed": ["0.9", "0.92"]}
     assert record["orderings"] == [{"name": "more is more", "holds": True}]
     assert record["published"] == []
     assert record["asserted"] is True
@@ -51,3 +52,8 @@ def test_another_model_only_shows(tiny: Any, shown: list[dict[str, Any]]) -> Non
 def test_names_are_escaped(tiny: Any, shown: list[dict[str, Any]]) -> None:
     au.claims.check_claims(tiny("llama"), orderings={"a < b": True})
     assert "a &lt; b" in shown[0]["text/html"]
+
+
+def test_a_count_is_shown_with_all_of_its_digits() -> None:
+    numbers = [63361, 17280.4, 999.96, 0.00001234, -2500, 0]
+    assert [claims.shown(number) for number in numbers] == ["63,361", "17,280", "1000", "1.234e-05", "-2,500", "0"]

@@ -26,6 +26,12 @@ def test_the_first_state_shows_the_first_panel() -> None:
     assert all(stack.selected_index == 0 for stack in whole.children)
 
 
+def test_the_sliders_may_stand_elsewhere_at_first() -> None:
+    first, second, whole = chooser(PANELS, "head", "unit", (1, 2)).children
+    assert (first.value, second.value, whole.selected_index) == (1, 2, 1)
+    assert all(stack.selected_index == 2 for stack in whole.children)
+
+
 def test_links_run_in_the_browser_from_each_slider_to_its_stacks() -> None:
     chosen = chooser(PANELS, "head", "unit")
     first, second, whole = chosen.children
@@ -57,7 +63,7 @@ def test_a_slider_of_states_stops_at_their_names_and_shows_their_panels() -> Non
     slider, stack = states({"-8": "sad", "0": "so", "8": "happy"}, "strength").children
     assert (slider.description, slider.options) == ("strength", ("-8", "0", "8"))
     assert [panel.value for panel in stack.children] == ["sad", "so", "happy"]
-    assert (slider.index, stack.selected_index) == (0, 0)
+    assert (slider.index, stack.selected_index) == (1, 1)
 
 
 def test_the_slider_of_states_is_linked_in_the_browser() -> None:

@@ -24,7 +24,7 @@ class Verdict:
     def _repr_html_(self) -> str:
         colour = "#2e7d32" if self.right else "#b45309"
         mark = "Right" if self.right else "Not yet"
-        return f"<p style='border-left:4px solid {colour};padding-left:8px'><b>{mark}.</b> {html.escape(self.says)}</p>"
+        return f"<p style='border-left:4px solid {colour};padding-left:8px'><b>{mark}:</b> {html.escape(self.says)}</p>"
 
 
 def call(answer: Callable, *arguments) -> Any:

@@ -8,7 +8,9 @@ from notebooks import ROOT
 from results import PUBLISHED, RUNS, SPEED, STATED, fill, table
 
 RECORD = {
-    "values": [{"name": "swing | mood", "stated": 0.8, "found": 0.8213, "tolerance": 0.05}],
+    "values": [
+        {"name": "swing | mood", "stated": 0.8, "found": 0.8213, "tolerance": 0.05, "printed": ["0.8", "0.8213"]}
+    ],
     "orderings": [{"name": "few beat all", "holds": True}],
     "published": [{"name": "BoolQ", "published": "70.5 %", "source": "a paper", "measured": 0.512}],
     "asserted": True,
