@@ -31,7 +31,7 @@ def check_normalised_kl(normalised_kl: Callable[[Tensor], Tensor]) -> Verdict:
 
 def check_discoveries(discoveries: Callable[[Tensor, float], Tensor]) -> Verdict:
     """Check exercise 2.2: the rule of Benjamini and Hochberg."""
-    p = torch.tensor([0.9, 0.001, 0.019, 0.012, 0.045])
+    p = torch.tensor([0.9, 0.001, 0.019, 0.045, 0.012])
     found = call(discoveries, p, 0.05)
     if isinstance(found, Verdict):
         return found
@@ -41,7 +41,7 @@ def check_discoveries(discoveries: Callable[[Tensor, float], Tensor]) -> Verdict
         return Verdict(False, "that is Bonferroni's rule, p < q / n for all; here the bar rises with the rank.")
     if found.tolist() == (p < 0.05).tolist():
         return Verdict(False, "that is p < q for each test alone; with many tests the bar for rank j is q j / n.")
-    if found.tolist() != [False, True, True, True, False]:
+    if found.tolist() != [False, True, True, False, True]:
         return Verdict(False, f"for p = {[round(v, 3) for v in p.tolist()]}, q = 0.05 it gives {found.tolist()}.")
     stepped = discoveries(torch.tensor([0.021, 0.022, 0.024]), 0.025)
     if stepped.tolist() != [True, True, True]:

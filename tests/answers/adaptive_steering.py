@@ -44,4 +44,5 @@ WRONG = [
     (exercises.check_right_way, lambda x, beta: (beta * x > 0).float().mean(0), "right way is down"),
     (exercises.check_right_way, lambda x, beta: right_way(x, beta).mean(), "per unit"),
     (exercises.check_right_way, lambda x, beta: 1 - right_way(x, beta), "expected"),
+    (exercises.check_fold, lambda weight, index, beta, alpha: weight[:, :3].clone(), "shape of the old"),
 ]

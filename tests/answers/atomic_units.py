@@ -43,4 +43,6 @@ WRONG = [
     (exercises.check_contributions, lambda x, W, gain, rho, row: (gain * row / rho) @ W, "activations"),
     (exercises.check_contributions, lambda x, W, gain, rho, row: (W * x).T @ row, "was expected"),
     (exercises.check_contributions, lambda x, W, gain, rho, row: gain, "one number per unit"),
+    (exercises.check_head_writes, lambda x, W, heads: head_writes(x, W, heads)[:2], "not (3, 5)"),
+    (exercises.check_scale_output, lambda D, unit, s: D[:2].clone(), "as the old one"),
 ]

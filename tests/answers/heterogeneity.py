@@ -61,4 +61,6 @@ WRONG = [
     (exercises.check_curse, curse_chosen_twice, "chooses again"),
     (exercises.check_curse, lambda choice, report, k: curse(choice, report, k)[1], "two numbers"),
     (exercises.check_curse, lambda choice, report, k: curse(report, choice, k), "were expected"),
+    (exercises.check_normalised_kl, lambda log_p: normalised_kl(log_p)[:2], "one number per row"),
+    (exercises.check_discoveries, lambda p, q: discoveries(p, q).flip(0), "it gives"),
 ]

@@ -39,4 +39,7 @@ WRONG = [
     (exercises.check_null_by_pairs, lambda d, g: null_by_pairs(d, torch.Generator().manual_seed(0)), "every seed"),
     (exercises.check_null_by_pairs, one_coin_for_all, "not swapped"),
     (exercises.check_null_by_pairs, coin_per_unit, "whole pair"),
+    (exercises.check_overlap, lambda a, b, k: 0.5, "2 of the top 3 agree"),
+    (exercises.check_null_by_pairs, lambda d, g: null_by_pairs(d, g) + 0.3, "more than half"),
+    (exercises.check_null_by_pairs, lambda d, g: null_by_pairs(d, g) - 0.3, "never below 0.5"),
 ]

@@ -21,4 +21,6 @@ WRONG = [
     (exercises.check_units_per_layer, lambda units: dict(Counter(units.index.tolist())), "units.layer"),
     (exercises.check_units_per_layer, lambda units: units.layer.tolist(), "dictionary"),
     (exercises.check_units_per_layer, lambda units: {layer: 1 for layer in units.layer.tolist()}, "layer 3 has three"),
+    (exercises.check_swing, lambda plus, minus: 7.0, "was expected"),
+    (exercises.check_units_per_layer, lambda units: {0: 5}, "names the layers"),
 ]

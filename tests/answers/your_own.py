@@ -45,4 +45,6 @@ WRONG = [
     (exercises.check_choose, choose_strictly, "just the limit"),
     (exercises.check_choose, choose_or_stop, "return None"),
     (exercises.check_choose, lambda s, p, limit: choose(s, p, limit) or 0, "returns 0"),
+    (exercises.check_balance, lambda a, b: (0.1, balance(a, b)[1]), "a share of 0.10"),
+    (exercises.check_balance, lambda a, b: (balance(a, b)[0], 0.3), "0.143 of the longer"),
 ]
