@@ -237,6 +237,8 @@ def convergence(
         for (name, values), mark in zip(lines.items(), "osv^D", strict=False):
             panel.plot(factors, values.tolist(), marker=mark, ms=4, label=name)
         panel.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+        panel.set_xticks(list(factors), [f"{factor:,g}" for factor in factors])
+        panel.minorticks_off()
     axes[0, 0].legend(fontsize=8)
     return figure
 

@@ -117,9 +117,12 @@ class Operator:
     def __repr__(self) -> str:
         places = self.writes()
         layers = sorted({place.layer for place in places})
-        what = f"{len(self.tensors['index'])} units" if "index" in self.tensors else f"{len(places)} places"
+        count, what = (len(self.tensors["index"]), "unit") if "index" in self.tensors else (len(places), "place")
+        where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+        if len(layers) > 2 and layers == list(range(layers[0], layers[-1] + 1)):
+            where = f"layers {layers[0]} to {layers[-1]}"
         return (
-            f"{self.strength:g} x {self.name} at {what} of {self.site}, layers {', '.join(map(str, layers))}, "
+            f"{self.strength:g} x {self.name} at {count:,} {what}{'s' * (count != 1)} of {self.site}, {where}, "
             f"positions: {self.positions}"
         )
 
