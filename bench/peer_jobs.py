@@ -74,10 +74,11 @@ def pyvene(work: dict):
     from pyvene import AdditionIntervention, CollectIntervention, IntervenableModel
 
     model, tokenizer = plain(work)
-    block = {"component": "block_output", "intervention_type": CollectIntervention}
-    reader = IntervenableModel([{"layer": layer, **block} for layer in range(model.config.num_hidden_layers)], model)
+    collect = {"component": "block_output", "intervention_type": CollectIntervention}
+    reader = IntervenableModel([{"layer": layer, **collect} for layer in range(model.config.num_hidden_layers)], model)
     shift = AdditionIntervention(source_representation=torch.tensor(work["vector"]) * work["strength"])
-    writer = IntervenableModel({**block, "layer": work["layer"], "intervention": shift}, model)
+    add = {"layer": work["layer"], "component": "block_output", "intervention": shift}
+    writer = IntervenableModel(add, model)
 
     def read(texts: list[str]) -> torch.Tensor:
         found = []
@@ -143,6 +144,7 @@ def main() -> None:
     name, directory = sys.argv[1:]
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
     work = json.loads(Path(directory, "work.json").read_text()) | {"model": str(Path(directory, "model"))}
+    work["pairs"] = [tuple(pair) for pair in work["pairs"]]  # JSON has no tuples, and steering-vectors takes no lists
     extraction, generation = globals()[name.replace("-", "_")](work)
     jobs = {"extraction": extraction}
     jobs |= {f"generation {size}": partial(generation, work["prompts"][:size]) for size in work["sizes"]}

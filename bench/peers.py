@@ -79,12 +79,10 @@ def leave_work(directory: Path) -> None:
 class Worker:
     """A process that has one library and the model, and does one job at a time when it is told to."""
 
-    def __init__(self, name: str, directory: Path):
-        own = name == "austeer"  # the others see no Python path of ours
-        command = [sys.executable] if own else [installed(name), "-I"]
+    def __init__(self, name: str, python: list[str | Path], directory: Path):
         self.name, quiet = name, {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         self.process = subprocess.Popen(
-            [*command, HERE / "peer_jobs.py", name, directory],
+            [*python, HERE / "peer_jobs.py", name, directory],
             env={**os.environ, **quiet}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -119,9 +117,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     repeats, rows, right = parser.parse_args().repeats, [], True
+    pythons = {"austeer": [sys.executable], **{name: [installed(name), "-I"] for name in PEERS}}  # -I: no path of ours
     with tempfile.TemporaryDirectory() as directory:
         leave_work(Path(directory))
-        workers = [Worker(name, Path(directory)) for name in ("austeer", *PEERS)]
+        workers = [Worker(name, python, Path(directory)) for name, python in pythons.items()]
         try:
             for worker in workers:
                 worker.answer()
