@@ -4,7 +4,7 @@
 # make test            unit tests, then the book, then the tests of the book
 # make test-all        the same, with 50 kills in place of 5 at random points of each long job, and more random cases
 # make coverage        unit tests, and the share of the library's lines that they run: 95 % at least
-# make bench           time a sweep of single units against one forward pass per unit
+# make bench           time the library against plain transformers, and against its peers, which it installs in _build
 # make eval            every method on answer tasks, for any model: make eval MODEL=ID TASKS="boolq sst2" DEVICE=cuda
 # make pdf             the whole book as one PDF, where latexmk and xelatex are installed
 # make versions        unit tests with the lowest versions that the package allows, and with the newest
@@ -66,6 +66,7 @@ bench: install
 	@$(BIN)/python bench/unit_sweep.py
 	@$(BIN)/python bench/localisation.py
 	@$(BIN)/python bench/generation.py
+	@$(BIN)/python bench/peers.py
 
 eval: install
 	@$(BIN)/python experiments/evaluation.py $(if $(MODEL),--model "$(MODEL)") $(if $(DEVICE),--device "$(DEVICE)") \
