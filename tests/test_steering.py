@@ -700,7 +700,9 @@ def test_an_unknown_operator_is_refused_with_the_known_ones(some_steering: Steer
 
 
 def test_the_repr_says_how_much_what_where_and_when(some_steering: Steering) -> None:
+    some_steering.about |= {"template": None, "shape": [3, 32]}
     text = repr(some_steering)
+    assert not {"None", "shape"} & set(text.replace(",", " ").split())
     assert "Steering of LlamaForCausalLM" in text
     assert "2.5 x scale at 12 units of attention, layers 0 to 2, positions: all" in text
     assert "-4 x shift at 12 units of neuron" in text
