@@ -2,6 +2,7 @@
 
 from austeer.exercises.adaptive_steering import check_fold, check_right_way
 from austeer.exercises.atomic_units import check_contributions, check_head_writes, check_scale_output
+from austeer.exercises.caa import check_common_share, check_matching
 from austeer.exercises.evaluation import check_calibrated, check_mcnemar
 from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
 from austeer.exercises.momentum import check_null_by_pairs, check_overlap
@@ -16,6 +17,7 @@ __all__ = [
     "check_balance",
     "check_calibrated",
     "check_choose",
+    "check_common_share",
     "check_contributions",
     "check_curse",
     "check_discoveries",
@@ -23,6 +25,7 @@ __all__ = [
     "check_fold",
     "check_halving",
     "check_head_writes",
+    "check_matching",
     "check_mcnemar",
     "check_normalised_kl",
     "check_null_by_pairs",

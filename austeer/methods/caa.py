@@ -56,3 +56,25 @@ class CAA(Steering):
             ValueError: as above, and as `activation_momentum`.
         """
         return cls(activation_momentum(model, pairs, "residual", template=template), layer, alpha, positions)
+
+
+def ab_pairs(pairs: Sequence[ContrastivePair], balanced: bool = True) -> list[ContrastivePair]:
+    """Ask which of a pair's two answers is given, A or B: the form in which the paper fits and tests.
+
+    The prompt lists both answers, the answers are their letters. So the last token of either side is a letter, which is
+    where the paper reads.
+
+    Args:
+        pairs: contrastive pairs.
+        balanced: the positive answer is A in every other pair, from the first on; else it is always A, a flaw that the
+            mean difference cannot tell from the behaviour.
+    """
+    asked = []
+    for number, pair in enumerate(pairs):
+        answers, letters = (pair.positive, pair.negative), (" (A", " (B")
+        if balanced and number % 2:
+            answers, letters = answers[::-1], letters[::-1]
+        first, second = (answer.strip() for answer in answers)
+        prompt = f"{pair.prompt.strip()}\n\nChoices:\n (A) {first}\n (B) {second}\n\nAnswer:"
+        asked.append(ContrastivePair(prompt, *letters, topic=pair.topic))
+    return asked
