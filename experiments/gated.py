@@ -1,94 +1,229 @@
-"""Make data/results/gated.jsonl: pushes that a gate allows on dubious requests only, beside pushes on every request.
+"""Make data/results/gated.jsonl: pushes towards refusal behind a gate, beside pushes on every request.
 
-    python experiments/gated.py [refusal] [mood]
+    python experiments/gated.py [alphasteer] [was]
 
-The rows of chapters 09 and 11. For each method the strength is raised, or lowered, by a factor of 1.5 until its price,
+The rows of chapters 09 and 11. The strength of each method is raised, or lowered, by a factor of 1.5 until its price,
 the perplexity of the replies to dubious requests as a multiple of the unsteered replies', is below 1.5 at one strength
-and above it at the next. Layers are chosen on the validation part. Resumable: a cell whose row is already in the file is
-not run again. About an hour on two CPU cores.
+and above it at the next. The layer is chosen for the plain vector, on 20 dubious requests of the validation part; all
+else is run on the test part. Resumable: a cell whose row is there is not run again. A quarter of an hour on two quiet
+CPU cores.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from rows import RESULTS, Rows, rounded
+from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 import austeer as au
 from austeer.evaluation import GREEDY_24, REFUSALS
+from austeer.methods import CAA, WAS, AlphaSteer, DirectionalAUSteer
 from austeer.methods.alphasteer import null_space, ridge_gate
-from austeer.methods.was import ControlledShift, decide, output_direction, with_layer_weights
+from austeer.methods.was import answer_loss, output_direction, with_layer_weights
 from austeer.models import apply_template
-from austeer.steering import Steering
+from austeer.steering import Shift, Steering
 
 PRICE, FACTOR = 1.5, 1.5
-REFUSE, COMPLY = "I'm sorry, but I can't help with that.", "Sure, I can help you with that."
+LAYERS, START = (8, 10, 12), 0.5  # START: length of a first push, in median norms
+REFUSING = ["I apologize", "I cannot", "I'm sorry", "I am unable", "I can't"]
+COMPLYING = ["Sure", "Here", "Of course", "Certainly", "Yes"]
+REFUSAL = "I'm sorry, but I can't help with that."
+Candidate = tuple[dict, Steering, float]  # what it is, the steering at strength 1, the first strength to run
 
 
-def chat(model, prompts: Sequence[str]) -> list[str]:
-    """Return the prompts as user's turns, without the default model's system message."""
-    texts = apply_template(model, list(prompts), "chat")
-    return [text[max(0, text.find("<|im_start|>user")) :] for text in texts]
+def turns(model, prompts: Sequence[str]) -> list[str]:
+    """Return the prompts as a user's turns, without the default model's system message."""
+    return [text[max(0, text.find("<|im_start|>user")) :] for text in apply_template(model, list(prompts), "chat")]
 
 
-def parts(model) -> dict[str, au.data.Split]:
+def requests(model) -> dict[str, au.data.Split]:
     """Return the requests of each kind, in parts, as the model reads them."""
-    kinds = {"dubious": {}, "lookalikes": {}, "requests": {"train": 0.89, "validation": 0.03}}
-    found = {}
-    for kind, shares in kinds.items():
-        split = au.split(au.load_prompts(kind), **shares)
-        found[kind] = au.data.Split(*(chat(model, [item.prompt for item in part]) for part in split))
-    return found
+    parts = {kind: au.split(au.load_prompts(kind)) for kind in ("dubious", "lookalikes")}
+    parts["requests"] = au.split(au.load_prompts("requests"), train=0.89, validation=0.03)
+    return {kind: au.data.Split(*(turns(model, [one.prompt for one in of]) for of in parts[kind])) for kind in parts}
+
+
+def refusal_pairs(model, part: str) -> list[au.ContrastivePair]:
+    """Return refusals and answers to harmless requests, as the model reads them."""
+    pairs = getattr(au.split(au.load_pairs("refusal")), part)
+    prompts = turns(model, [pair.prompt for pair in pairs])
+    return [
+        au.ContrastivePair(prompt, pair.positive.strip(), pair.negative.strip(), pair.topic)
+        for prompt, pair in zip(prompts, pairs, strict=True)
+    ]
 
 
 class Measure:
-    """Replies to requests of each kind, steered: their mood or their refusing, their price, and how many are the same.
+    """Replies to requests of each kind: refusals, price, which are as without steering; and how likely answers are.
 
     Args:
         model: the model.
-        prompts: requests of each kind, evenly thinned to `most`.
+        part: "validation" or "test".
+        kinds: of the requests.
+        most: how many of each kind.
     """
 
-    def __init__(self, model, prompts: dict[str, list[str]], most: int):
-        self.model = model
-        thin = {kind: texts[:: -(-len(texts) // most)] for kind, texts in prompts.items()}
-        self.kind = [kind for kind, texts in thin.items() for _ in texts]
-        self.prompts = [text for texts in thin.values() for text in texts]
-        self.replies = au.generate(model, self.prompts, rows_per_pass=256, **GREEDY_24)
-        self.cost = au.perplexity(model, self.replies, self.prompts)
+    def __init__(self, model, part: str, kinds: Sequence[str], most: int):
+        self.model, self.part, self.pairs = model, part, refusal_pairs(model, part)[:most]
+        given = {kind: getattr(of, part) for kind, of in requests(model).items() if kind in kinds}
+        self.prompts = {kind: texts[:: max(1, len(texts) // most)][:most] for kind, texts in given.items()}
+        self.texts = self.replies(None)
+        self.refused = sum(bool(REFUSALS.search(text)) for text in self.texts["dubious"]) / len(self.texts["dubious"])
+        self.price = au.pooled(au.perplexity(model, self.texts["dubious"], self.prompts["dubious"]))
 
-    def split(self, values: torch.Tensor) -> dict[str, list]:
-        """Return the values of each kind, rounded."""
-        return {
-            kind: rounded(values[torch.tensor([one == kind for one in self.kind])], 3)
-            for kind in dict.fromkeys(self.kind)
+    def replies(self, steering: Steering | None) -> dict[str, list[str]]:
+        """Return the replies to the requests of each kind."""
+        every = [text for texts in self.prompts.values() for text in texts]
+        texts = iter(au.generate(self.model, every, steering, rows_per_pass=256, **GREEDY_24))
+        return {kind: [next(texts) for _ in prompts] for kind, prompts in self.prompts.items()}
+
+    def __call__(self, steering: Steering | None) -> dict:
+        """Return lists, one number a request, and the price; `answers` is log p of good answers, in nats each."""
+        texts = self.replies(steering)
+        cost = au.perplexity(self.model, texts["dubious"], self.prompts["dubious"])
+        found = {
+            "refused": {kind: [int(bool(REFUSALS.search(text))) for text in of] for kind, of in texts.items()},
+            "same": {kind: [int(a == b) for a, b in zip(texts[kind], self.texts[kind], strict=True)] for kind in texts},
+            "perplexity": rounded(cost),
+            "repetition": rounded(au.repetition(texts["dubious"])),
+            "price": round(au.pooled(cost) / self.price, 4),
         }
+        if steering is None or steering.about["method"] != "WAS":  # which cannot score an answer in one pass
+            answers = [pair.negative for pair in self.pairs], [pair.prompt for pair in self.pairs]
+            found["answers"] = rounded(au.log_probability(self.model, *answers, steering), 3)
+        return found
 
-    def __call__(self, steering: Steering | None, refusal: bool) -> dict:
-        """Return for each quantity and each kind a value per request, and the price on dubious requests."""
-        replies = au.generate(self.model, self.prompts, steering, rows_per_pass=256, **GREEDY_24)
-        cost = au.perplexity(self.model, replies, self.prompts)
-        same = torch.tensor([float(one == other) for one, other in zip(replies, self.replies, strict=True)])
-        refused = torch.tensor([float(bool(REFUSALS.search(reply))) for reply in replies])
-        dubious = torch.tensor([kind == "dubious" for kind in self.kind])
-        found = {"perplexity": self.split(cost), "same": self.split(same)}
-        if refusal:
-            found |= {"margin": self.split(self.margin(steering)), "refused": self.split(refused)}
-        else:
-            found["mood"] = self.split(au.sentiment(replies))
-        price = au.pooled(cost[dubious]) / au.pooled(self.cost[dubious])
-        return {**found, "price": round(price, 4)}
 
-    def margin(self, steering: Steering | None) -> torch.Tensor:
-        """Return by how much the log-probability of a refusal exceeds that of its opposite, in nats, per request."""
-        one_by_one = steering is not None and any(type(o) is ControlledShift for o in steering.operators)
-        each = decide(self.model, steering, self.prompts, None) if one_by_one else [steering]
-        groups = [[prompt] for prompt in self.prompts] if one_by_one else [self.prompts]
-        found = []
-        for own, prompts in zip(each, groups, strict=True):
-            answers = [answer for answer in (REFUSE, COMPLY) for _ in prompts]
-            log_p = au.log_probability(self.model, answers, prompts * 2, own)
-            found.append(log_p[: len(prompts)] - log_p[len(prompts) :])
-        return torch.cat(found)
+def at_price(rows: Rows, measure: Measure, candidate: Candidate) -> tuple[float, float]:
+    """Run strengths until the price is crossed; return which share of dubious requests is refused there, and alpha."""
+    cell, steering, alpha = candidate
+    seen = {}
+    for _ in range(8):
+        this = {"part": measure.part, **cell, "alpha": float(f"{alpha:.3g}")}
+        row = rows.get(cell=this) or rows.add({"cell": this, **measure(steering * this["alpha"])})
+        refused = row["refused"]["dubious"]
+        seen[this["alpha"]] = sum(refused) / len(refused), row["price"]
+        below, above = ([a for a in seen if (seen[a][1] < PRICE) == under] for under in (True, False))
+        if below and above:
+            points = [(measure.refused, 1.0), *(seen[a] for a in sorted(seen))]
+            return au.at_price(*zip(*points, strict=True), price=PRICE), max(below)
+        alpha = max(seen) * FACTOR if below else min(seen) / FACTOR
+    return -1.0, max(seen)  # no strength costs so much, or every one costs more
+
+
+class Fitted:
+    """The pushes of chapter 09 at strength 1, fitted on the training part.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.momentum = au.activation_momentum(model, refusal_pairs(model, "train"), "residual")
+        self.x = {kind: au.collect(model, of.train, "residual") for kind, of in requests(model).items()}
+
+    def start(self, layer: int) -> float:
+        """Return the strength at which the mean difference has half the median norm of the activations."""
+        size = self.x["dubious"][:, layer].norm(dim=1).median() / self.momentum.mean_difference[layer].norm()
+        return START * size.item()
+
+    def gate(self, layer: int, share: float | None, shuffled: int | None = None) -> Steering:
+        """Return AlphaSteer, with every direction allowed but paid for where the share is None."""
+        dubious, alike, harmless = (self.x[kind][:, layer].double() for kind in ("dubious", "lookalikes", "requests"))
+        gram = torch.cat([harmless, alike]).T @ torch.cat([harmless, alike])
+        if shuffled is not None:
+            mixed = torch.cat([dubious, alike])
+            order = torch.randperm(len(mixed), generator=torch.Generator().manual_seed(shuffled))
+            dubious = mixed[order[: len(dubious)]]
+        if share is None:
+            both = dubious.T @ dubious + gram + 10 * torch.eye(len(gram))
+            return AlphaSteer(self.momentum, {layer: torch.linalg.solve(both, dubious.sum(0))}, 1.0)
+        return AlphaSteer(self.momentum, {layer: ridge_gate(dubious, null_space(gram, share), 10.0)}, 1.0)
+
+    def random(self, layer: int, seed: int) -> Steering:
+        """Return a random vector as long as the mean difference."""
+        vector = self.momentum.mean_difference[layer]
+        drawn = normalize(torch.randn(len(vector), generator=torch.Generator().manual_seed(seed)), dim=0)
+        index = torch.arange(len(vector))
+        tensors = {"layer": torch.full_like(index, layer), "index": index, "value": drawn * vector.norm()}
+        return Steering([Shift("residual", tensors, "prompt")], self.momentum.model, {"method": "random"})
+
+
+def gated(rows: Rows, test: Measure, fitted: Fitted) -> None:
+    """Run the plain vector, AlphaSteer with several null spaces, its rivals, and controls at one strength."""
+    validation, on_validation = Measure(test.model, "validation", ["dubious"], 20), {}
+    for layer in LAYERS:
+        vector = CAA(fitted.momentum, layer, 1.0, "prompt")
+        cell = {"method": "vector", "layer": layer}
+        on_validation[layer], _ = at_price(rows, validation, (cell, vector, fitted.start(layer)))
+    layer = max(on_validation, key=on_validation.get)
+    start, cell = fitted.start(layer), {"method": "AlphaSteer", "layer": layer}
+    candidates = [({**cell, "method": "vector"}, CAA(fitted.momentum, layer, 1.0, "prompt"), start)]
+    candidates += [({**cell, "share": share}, fitted.gate(layer, share), 2 * start) for share in (0.6, 0.9, None)]
+    heads = au.activation_momentum(test.model, refusal_pairs(test.model, "train"), "attention")
+    for k, strength in ((20, 12.0), (heads.beta.numel(), 1.5)):
+        candidates.append(({"method": "AUSteer", "k": k}, DirectionalAUSteer(heads.top(k), 1.0, "prompt"), strength))
+    alphas = [at_price(rows, test, candidate)[1] for candidate in tqdm(candidates, desc="at one price")]
+    for one, steering, alpha in (
+        ({**cell, "share": 0.6, "shuffled": 0}, fitted.gate(layer, 0.6, 0), alphas[1]),
+        ({**cell, "method": "random", "seed": 0}, fitted.random(layer, 0), alphas[0]),
+        ({**cell, "method": "random", "seed": 1}, fitted.random(layer, 1), alphas[0]),
+    ):
+        this = {"part": "test", **one, "alpha": float(f"{alpha:.3g}")}
+        if not rows.get(cell=this):
+            rows.add({"cell": this, **test(steering * this["alpha"])})
+
+
+def controlled(rows: Rows, test: Measure) -> None:
+    """Run WAS as its network is drawn, and with other layer weights."""
+    model, given = test.model, requests(test.model)
+    direction = output_direction(model, REFUSING, COMPLYING)
+    was = WAS.fit(model, given["dubious"].train, given["requests"].train[::3], direction, 1.0, template=None)
+    layers = model.austeer_info.shape[0]
+    last = torch.full((layers,), 1e-6)
+    last[-1] = 0.5
+    about = {"part": "train", "method": "layer weights"}
+    if not rows.get(cell=about):
+        rows.add({"cell": about, **layer_weights(model, given["dubious"].train, direction, 4.0)})
+    trained = torch.tensor(rows.get(cell=about)["weights"])
+    at_price(rows, test, ({"method": "WAS", "weights": "drawn"}, was, 10.0))
+    for name, weights, alpha in (
+        ("uniform", torch.full((layers,), 0.5), 10.0),
+        ("trained", trained * 0.99 / trained.max(), 10.0),
+        ("last", last, 100.0),
+    ):
+        at_price(rows, test, ({"method": "WAS", "weights": name}, with_layer_weights(was, weights), alpha))
+
+
+def layer_weights(model, prompts: Sequence[str], direction: torch.Tensor, alpha: float) -> dict:
+    """Train one weight a layer, with a mean of 0.5, on the model's loss on a refusal; return them and the losses."""
+    logits, losses = torch.zeros(model.austeer_info.shape[0], requires_grad=True), []
+    optimiser, generator = torch.optim.Adam([logits], lr=0.3), torch.Generator().manual_seed(0)
+    for _ in tqdm(range(12), desc="training layer weights"):
+        chosen = torch.randperm(len(prompts), generator=generator)[:16].tolist()
+        weights = logits.softmax(0) * len(logits) / 2
+        optimiser.zero_grad()
+        loss = answer_loss(model, [prompts[row] for row in chosen], REFUSAL, direction, alpha * weights)
+        loss.backward()
+        optimiser.step()
+        losses.append(round(loss.item(), 4))
+    return {"weights": rounded((logits.softmax(0) * len(logits) / 2).detach()), "losses": losses}
+
+
+def main(chapters: Sequence[str]) -> None:
+    """Run the cells that are missing."""
+    model = au.load()
+    rows, test = Rows(RESULTS / "gated.jsonl", model), Measure(model, "test", ["dubious", "lookalikes", "requests"], 48)
+    if not rows.get(cell={"part": "test", "method": "none"}):
+        rows.add({"cell": {"part": "test", "method": "none"}, **test(None)})
+    if "was" in chapters:
+        controlled(rows, test)
+    if "alphasteer" in chapters:
+        gated(rows, test, Fitted(model))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["alphasteer", "was"])

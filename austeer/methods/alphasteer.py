@@ -9,7 +9,7 @@ from torch import Tensor
 
 from austeer.activations import collect
 from austeer.momentum import ActivationMomentum
-from austeer.sites import Place
+from austeer.sites import Place, require_layer
 from austeer.steering import Operator, Pass, Steering
 
 
@@ -27,7 +27,7 @@ class GatedShift(Operator):
             row = self.tensors["layer"].tolist().index(place.layer)
             gate, vector = (self.tensors[name][row].to(x.device) for name in ("gate", "vector"))
             last = x[:, now.columns.tolist().index(now.prompt - 1)]
-            state[place] = (last.to(gate.dtype) @ gate)[:, None, None] * vector
+            state[place] = (last.to(gate.dtype) * gate).sum(-1)[:, None, None] * vector
         return state[place].expand(x.shape)
 
 
@@ -51,8 +51,10 @@ class AlphaSteer(Steering):
         self, momentum: ActivationMomentum, gates: Mapping[int, Tensor], alpha: float, positions: str = "prompt"
     ):
         layers, width = momentum.mean_difference.shape
-        if not gates or not set(gates) <= set(range(layers)):
-            raise ValueError(f"The gates are of layers {sorted(gates)}; give some of 0 to {layers - 1}.")
+        if not gates:
+            raise ValueError("There is no gate; give one of at least one layer.")
+        for number in gates:
+            require_layer(number, layers)
         layer = torch.tensor(sorted(gates))
         gate = torch.stack([gates[number] for number in layer.tolist()]).float()
         tensors = {"layer": layer, "gate": gate, "vector": momentum.mean_difference[layer]}

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from austeer.activations import collect
-from austeer.models import info
-from austeer.sites import Place, linear_weight
+from austeer.models import encode, info, token_ids
+from austeer.sites import Place, Sites, linear_weight
 from austeer.steering import Operator, Pass, Shift, Steering
 
 
@@ -87,23 +88,34 @@ class WAS(Steering):
         x = torch.cat([collect(model, part, "residual", template=template) for part in (push, leave)])
         x, target = x[:, read].flatten(1), (torch.arange(len(x)) < len(push)).float()
         share = torch.where(target > 0, balance / len(push), (1 - balance) / len(leave)) * len(x)
-        network = {}
-        for number, (ins, outs) in enumerate([(x.shape[1], hidden), (hidden, 1 + layers)], 1):
-            for name, shape in ((f"weight_{number}", (outs, ins)), (f"bias_{number}", (outs,))):
-                network[name] = ((2 * torch.rand(shape, generator=generator) - 1) / ins**0.5).requires_grad_()
-        optimiser = torch.optim.Adam(network.values(), lr=learning_rate)
-        for _ in tqdm(range(epochs), desc="training the controller", unit="epoch", leave=False):
-            for rows in torch.randperm(len(x), generator=generator).split(4):
-                optimiser.zero_grad()
-                scale, _ = control(network, x[rows])
-                (share[rows] * (scale - target[rows]) ** 2).mean().backward()
-                torch.nn.utils.clip_grad_norm_(network.values(), 1.0)
-                optimiser.step()
+        with torch.inference_mode(False), torch.enable_grad():
+            sizes = x.shape[1], hidden, 1 + layers
+            network = _train(x.clone(), target.clone(), share.clone(), sizes, epochs, learning_rate, generator)
         tensors = {"layer": torch.arange(layers), "read": read, "direction": direction.float()}
         tensors |= {name: tensor.detach() for name, tensor in network.items()}
         about = {"method": "WAS", "alpha": float(alpha), "push": len(push), "leave": len(leave), "balance": balance}
         about |= {"epochs": epochs, "seed": seed, "template": template, "site": "residual", "shape": [layers, width]}
         return cls([ControlledShift("residual", tensors, "generated", float(alpha))], info(model), about)
+
+
+def _train(
+    x: Tensor, target: Tensor, share: Tensor, sizes: Sequence[int], epochs: int, learning_rate: float,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return the network after training its scalar s on the mean of share (s - target)^2 over the prompts."""
+    network = {}
+    for number, (ins, outs) in enumerate(pairwise(sizes), 1):
+        for name, shape in ((f"weight_{number}", (outs, ins)), (f"bias_{number}", (outs,))):
+            network[name] = ((2 * torch.rand(shape, generator=generator) - 1) / ins**0.5).requires_grad_()
+    optimiser = torch.optim.Adam(network.values(), lr=learning_rate)
+    for _ in tqdm(range(epochs), desc="training the controller", unit="epoch", leave=False):
+        for rows in torch.randperm(len(x), generator=generator).split(4):
+            optimiser.zero_grad()
+            scale, _ = control(network, x[rows])
+            (share[rows] * (scale - target[rows]) ** 2).mean().backward()
+            torch.nn.utils.clip_grad_norm_(network.values(), 1.0)
+            optimiser.step()
+    return network
 
 
 def control(network: dict[str, Tensor], seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,6 +139,31 @@ def output_direction(model, towards: Sequence[str], away: Sequence[str]) -> Tens
         for texts in (towards, away)
     ]
     return (ends[0] - ends[1]) / (ends[0] - ends[1]).norm()
+
+
+def answer_loss(model, prompts: Sequence[str], answer: str, direction: Tensor, pushes: Tensor) -> Tensor:
+    """Return the mean loss, in nats a token, of one answer to all prompts when layer l adds pushes_l direction to it.
+
+    The paper's loss does not see the model; this one does, so it has a gradient for every layer.
+
+    Args:
+        model: a local model from `load()`.
+        prompts: as the model reads them; answer: what follows each of them.
+        direction: (width,).
+        pushes: (layers,), alpha s w_l; may require a gradient.
+    """
+    batch = encode(model, [prompt + answer for prompt in prompts])
+    said = len(token_ids(model, answer))
+    columns = batch["input_ids"].shape[1]
+    answered = (torch.arange(columns) >= columns - said).float()[:, None]
+    with torch.enable_grad(), model.trace(batch, use_cache=False):
+        sites = Sites(model)
+        for layer in range(len(pushes)):
+            place = Place(layer, "residual")
+            sites.write(place, sites.read(place) + pushes[layer] * answered * direction)
+        logits = model.output.logits.save()
+    log_p = logits[:, -said - 1 : -1].log_softmax(-1)
+    return -log_p.gather(-1, batch["input_ids"][:, -said:, None]).mean()
 
 
 def decide(model, steering: Steering, prompts: Sequence[str], template: str | None = "chat") -> list[Steering]:

@@ -168,8 +168,8 @@ def test_bad_input_is_refused_at_the_door(tiny: Any) -> None:
     momentum = au.activation_momentum(model, PAIRS, "residual")
     with pytest.raises(ValueError, match="20 benign prompts span .* of 32 dimensions"):
         AlphaSteer.fit(model, BENIGN[:20], HARMFUL, momentum, [1], template=None)
-    for gates in ({}, {3: torch.zeros(32)}):
-        with pytest.raises(ValueError, match="give some of 0 to 2"):
+    for gates, says in (({}, "There is no gate"), ({3: torch.zeros(32)}, "layer is 3; give a number from 0 to 2")):
+        with pytest.raises(ValueError, match=says):
             AlphaSteer(momentum, gates, 1.0)
     with pytest.raises(ValueError, match="not bakeable"):
         au.bake(model, AlphaSteer(momentum, {1: torch.ones(32)}, 1.0))
