@@ -9,6 +9,7 @@ else is run on the test part. Resumable: a cell whose row is there is not run ag
 CPU cores.
 """
 
+import copy
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,13 @@ Candidate = tuple[dict, Steering, float]  # what it is, the steering at strength
 def turns(model, prompts: Sequence[str]) -> list[str]:
     """Return the prompts as a user's turns, without the default model's system message."""
     return [text[max(0, text.find("<|im_start|>user")) :] for text in apply_template(model, list(prompts), "chat")]
+
+
+def first_blocks(model, count: int):
+    """Return a model of the first blocks alone: what they write does not hang on later ones."""
+    module = copy.deepcopy(model._module)
+    module.model.layers, module.config.num_hidden_layers = module.model.layers[:count], count
+    return au.load(module, tokenizer=model.tokenizer)
 
 
 def requests(model) -> dict[str, au.data.Split]:
@@ -123,7 +131,8 @@ class Fitted:
     def __init__(self, model):
         self.model = model
         self.momentum = au.activation_momentum(model, refusal_pairs(model, "train"), "residual")
-        self.x = {kind: au.collect(model, of.train, "residual") for kind, of in requests(model).items()}
+        reader = first_blocks(model, max(LAYERS) + 1)
+        self.x = {kind: au.collect(reader, of.train, "residual") for kind, of in requests(model).items()}
 
     def start(self, layer: int) -> float:
         """Return the strength at which the mean difference has half the median norm of the activations."""
