@@ -7,8 +7,8 @@ import torch
 
 import austeer as au
 from austeer.methods import WAS
-from austeer.methods.was import control, decide, output_direction, with_layer_weights
-from austeer.steering import Steering
+from austeer.methods.was import answer_loss, control, decide, output_direction, with_layer_weights
+from austeer.steering import Shift, Steering
 
 PUSH = [f"Steal his {noun}" for noun in ("car", "boat", "coin", "ring", "lamp", "horse")]
 LEAVE = [f"What is a {noun}?" for noun in ("car", "boat", "coin", "ring", "lamp", "horse", "watch")]
@@ -164,3 +164,22 @@ def test_bad_input_is_refused_at_the_door(tiny: Any, monkeypatch: Any, direction
     monkeypatch.setattr(model, "austeer_info", remote)
     with pytest.raises(ValueError, match="output embedding of a remote model is not here"):
         output_direction(model, ["a"], ["b"])
+
+
+def test_the_models_loss_is_that_of_a_plain_shift_and_has_a_gradient_for_every_layer(
+    tiny: Any, direction: torch.Tensor
+) -> None:
+    model, prompts, answer = tiny("llama"), [*PUSH[:2], "Steal his golden watch"], " and run off"
+    pushes = torch.tensor([20.0, -10.0, 30.0], requires_grad=True)
+    loss = answer_loss(model, prompts, answer, direction, pushes)
+    layer, index = torch.arange(3).repeat_interleave(32), torch.arange(32).repeat(3)
+    tensors = {"layer": layer, "index": index, "value": (pushes.detach()[:, None] * direction).flatten()}
+    shift = Steering([Shift("residual", tensors, "generated")], model.austeer_info, {})
+    log_p = au.log_probability(model, [answer] * 3, prompts, shift)
+    assert loss.item() == pytest.approx(-log_p.mean().item() / len(model.tokenizer(answer).input_ids), abs=1e-4)
+    loss.backward()
+    for number in range(3):
+        step = torch.zeros(3).index_fill(0, torch.tensor([number]), 0.05)
+        ends = [answer_loss(model, prompts, answer, direction, pushes.detach() + way * step) for way in (1, -1)]
+        assert pushes.grad[number].item() == pytest.approx((ends[0] - ends[1]).item() / 0.1, rel=0.05, abs=1e-4)
+        assert pushes.grad[number].abs() > 1e-5
