@@ -197,7 +197,7 @@ def controlled(rows: Rows, test: Measure) -> None:
     about = {"part": "train", "method": "layer weights"}
     if not rows.get(cell=about):
         rows.add({"cell": about, **layer_weights(model, given["dubious"].train, direction, 4.0)})
-    trained = torch.tensor(rows.get(cell=about)["weights"])
+    trained = torch.tensor(rows.get(cell=about)["trained"])
     at_price(rows, test, ({"method": "WAS", "weights": "drawn"}, was, 10.0))
     for name, weights, alpha in (
         ("uniform", torch.full((layers,), 0.5), 10.0),
@@ -219,7 +219,7 @@ def layer_weights(model, prompts: Sequence[str], direction: torch.Tensor, alpha:
         loss.backward()
         optimiser.step()
         losses.append(round(loss.item(), 4))
-    return {"weights": rounded((logits.softmax(0) * len(logits) / 2).detach()), "losses": losses}
+    return {"trained": rounded((logits.softmax(0) * len(logits) / 2).detach()), "losses": losses}
 
 
 def main(chapters: Sequence[str]) -> None:
