@@ -171,10 +171,9 @@ def gated(rows: Rows, test: Measure, fitted: Fitted) -> None:
     layer = max(on_validation, key=on_validation.get)
     start, cell = fitted.start(layer), {"method": "AlphaSteer", "layer": layer}
     candidates = [({**cell, "method": "vector"}, CAA(fitted.momentum, layer, 1.0, "prompt"), start)]
-    candidates += [({**cell, "share": share}, fitted.gate(layer, share), 2 * start) for share in (0.6, 0.9, None)]
-    heads = au.activation_momentum(test.model, refusal_pairs(test.model, "train"), "attention")
-    for k, strength in ((20, 12.0), (heads.beta.numel(), 1.5)):
-        candidates.append(({"method": "AUSteer", "k": k}, DirectionalAUSteer(heads.top(k), 1.0, "prompt"), strength))
+    candidates += [({**cell, "share": share}, fitted.gate(layer, share), 2 * start) for share in (0.6, None)]
+    units = au.activation_momentum(test.model, refusal_pairs(test.model, "train"), "attention").top(20)
+    candidates += [({"method": "AUSteer", "k": 20}, DirectionalAUSteer(units, 1.0, "prompt"), 12.0)]
     alphas = [at_price(rows, test, candidate)[1] for candidate in tqdm(candidates, desc="at one price")]
     for one, steering, alpha in (
         ({**cell, "share": 0.6, "shuffled": 0}, fitted.gate(layer, 0.6, 0), alphas[1]),
