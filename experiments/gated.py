@@ -4,8 +4,8 @@
 
 The rows of chapters 09 and 11. The strength of each method is raised, or lowered, by a factor of 1.5 until its price,
 the perplexity of the replies to dubious requests as a multiple of the unsteered replies', is below 1.5 at one strength
-and above it at the next, on the test part. The layer was chosen for the plain vector in a first look at layers 6, 8, 10,
-12 and 14, on 20 dubious requests of the validation part. Resumable: a cell whose row is there is not run again. A
+and above it at the next, on the test part. The layer was chosen for the plain vector in a first look at layers 6 to 14,
+on 20 dubious requests of the validation part. Resumable: a cell whose row is there is not run again. A
 quarter of an hour on two quiet CPU cores.
 """
 
@@ -162,21 +162,22 @@ class Fitted:
 
 
 def gated(rows: Rows, test: Measure, fitted: Fitted) -> None:
-    """Run the plain vector, AlphaSteer with several null spaces, its rivals, and controls at one strength."""
+    """Run the plain vector, AlphaSteer, its rivals, and controls at one strength."""
     start, cell = fitted.start(), {"method": "AlphaSteer", "layer": LAYER}
-    candidates = [({**cell, "method": "vector"}, CAA(fitted.momentum, LAYER, 1.0, "prompt"), start)]
-    candidates += [({**cell, "share": share}, fitted.gate(share), 2 * start) for share in (0.6, None)]
-    units = au.activation_momentum(test.model, refusal_pairs(test.model, "train"), "attention").top(20)
-    candidates += [({"method": "AUSteer", "k": 20}, DirectionalAUSteer(units, 1.0, "prompt"), 12.0)]
-    alphas = [at_price(rows, test, candidate)[1] for candidate in tqdm(candidates, desc="at one price")]
-    for one, steering, alpha in (
-        ({**cell, "share": 0.6, "shuffled": 0}, fitted.gate(0.6, 0), alphas[1]),
-        ({**cell, "method": "random", "seed": 0}, fitted.random(0), alphas[0]),
-        ({**cell, "method": "random", "seed": 1}, fitted.random(1), alphas[0]),
+    vector = CAA(fitted.momentum, LAYER, 1.0, "prompt")
+    _, alpha = at_price(rows, test, ({**cell, "method": "vector"}, vector, start))
+    _, gated_alpha = at_price(rows, test, ({**cell, "share": 0.6}, fitted.gate(0.6), 2 * start))
+    for one, steering, strength in (
+        ({**cell, "share": 0.6, "shuffled": 0}, fitted.gate(0.6, 0), gated_alpha),
+        ({**cell, "method": "random", "seed": 0}, fitted.random(0), alpha),
+        ({**cell, "method": "random", "seed": 1}, fitted.random(1), alpha),
     ):
-        this = {"part": "test", **one, "alpha": float(f"{alpha:.3g}")}
+        this = {"part": "test", **one, "alpha": float(f"{strength:.3g}")}
         if not rows.get(cell=this):
             rows.add({"cell": this, **test(steering * this["alpha"])})
+    at_price(rows, test, ({**cell, "share": None}, fitted.gate(None), 2 * start))
+    units = au.activation_momentum(test.model, refusal_pairs(test.model, "train"), "attention").top(20)
+    at_price(rows, test, ({"method": "AUSteer", "k": 20}, DirectionalAUSteer(units, 1.0, "prompt"), 12.0))
 
 
 def controlled(rows: Rows, test: Measure) -> None:
