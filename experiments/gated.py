@@ -188,25 +188,24 @@ def controlled(rows: Rows, test: Measure) -> None:
     layers = model.austeer_info.shape[0]
     last = torch.full((layers,), 1e-6)
     last[-1] = 0.5
+    at_price(rows, test, ({"method": "WAS", "weights": "drawn"}, was, 10.0))
+    uniform = with_layer_weights(was, torch.full((layers,), 0.5))
+    at_price(rows, test, ({"method": "WAS", "weights": "uniform"}, uniform, 10.0))
+    at_price(rows, test, ({"method": "WAS", "weights": "last"}, with_layer_weights(was, last), 100.0))
     about = {"part": "train", "method": "layer weights"}
     if not rows.get(cell=about):
         rows.add({"cell": about, **layer_weights(model, given["dubious"].train, direction, 4.0)})
     trained = torch.tensor(rows.get(cell=about)["trained"])
-    at_price(rows, test, ({"method": "WAS", "weights": "drawn"}, was, 10.0))
-    for name, weights, alpha in (
-        ("uniform", torch.full((layers,), 0.5), 10.0),
-        ("trained", trained * 0.99 / trained.max(), 10.0),
-        ("last", last, 100.0),
-    ):
-        at_price(rows, test, ({"method": "WAS", "weights": name}, with_layer_weights(was, weights), alpha))
+    trained = with_layer_weights(was, trained * 0.99 / trained.max())
+    at_price(rows, test, ({"method": "WAS", "weights": "trained"}, trained, 5.0))
 
 
 def layer_weights(model, prompts: Sequence[str], direction: torch.Tensor, alpha: float) -> dict:
     """Train one weight a layer, with a mean of 0.5, on the model's loss on a refusal; return them and the losses."""
     logits, losses = torch.zeros(model.austeer_info.shape[0], requires_grad=True), []
-    optimiser, generator = torch.optim.Adam([logits], lr=0.3), torch.Generator().manual_seed(0)
-    for _ in tqdm(range(12), desc="training layer weights"):
-        chosen = torch.randperm(len(prompts), generator=generator)[:16].tolist()
+    optimiser, generator = torch.optim.Adam([logits], lr=0.5), torch.Generator().manual_seed(0)
+    for _ in tqdm(range(8), desc="training layer weights"):
+        chosen = torch.randperm(len(prompts), generator=generator)[:8].tolist()
         weights = logits.softmax(0) * len(logits) / 2
         optimiser.zero_grad()
         loss = answer_loss(model, [prompts[row] for row in chosen], REFUSAL, direction, alpha * weights)
