@@ -167,17 +167,15 @@ def gated(rows: Rows, test: Measure, fitted: Fitted) -> None:
     vector = CAA(fitted.momentum, LAYER, 1.0, "prompt")
     _, alpha = at_price(rows, test, ({**cell, "method": "vector"}, vector, start))
     _, gated_alpha = at_price(rows, test, ({**cell, "share": 0.6}, fitted.gate(0.6), 2 * start))
-    for one, steering, strength in (
-        ({**cell, "share": 0.6, "shuffled": 0}, fitted.gate(0.6, 0), gated_alpha),
-        ({**cell, "method": "random", "seed": 0}, fitted.random(0), alpha),
-        ({**cell, "method": "random", "seed": 1}, fitted.random(1), alpha),
-    ):
+    mixed = {**cell, "share": 0.6, "shuffled": 0}, fitted.gate(0.6, 0), gated_alpha
+    drawn = {**cell, "method": "random", "seed": 0}, fitted.random(0), alpha
+    for one, steering, strength in (mixed, drawn):
         this = {"part": "test", **one, "alpha": float(f"{strength:.3g}")}
         if not rows.get(cell=this):
             rows.add({"cell": this, **test(steering * this["alpha"])})
-    at_price(rows, test, ({**cell, "share": None}, fitted.gate(None), 2 * start))
     units = au.activation_momentum(test.model, refusal_pairs(test.model, "train"), "attention").top(20)
-    at_price(rows, test, ({"method": "AUSteer", "k": 20}, DirectionalAUSteer(units, 1.0, "prompt"), 12.0))
+    at_price(rows, test, ({"method": "AUSteer", "k": 20}, DirectionalAUSteer(units, 1.0, "prompt"), 20.0))
+    at_price(rows, test, ({**cell, "share": None}, fitted.gate(None), 3 * start))
 
 
 def controlled(rows: Rows, test: Measure) -> None:
