@@ -189,13 +189,13 @@ def controlled(rows: Rows, test: Measure) -> None:
     at_price(rows, test, ({"method": "WAS", "weights": "drawn"}, was, 3.0))
     uniform = with_layer_weights(was, torch.full((layers,), 0.5))
     at_price(rows, test, ({"method": "WAS", "weights": "uniform"}, uniform, 3.0))
-    at_price(rows, test, ({"method": "WAS", "weights": "last"}, with_layer_weights(was, last), 50.0))
     about = {"part": "train", "method": "layer weights"}
     if not rows.get(cell=about):
         rows.add({"cell": about, **layer_weights(model, given["dubious"].train, direction, 4.0)})
     trained = torch.tensor(rows.get(cell=about)["trained"])
     trained = with_layer_weights(was, trained * 0.99 / trained.max())
     at_price(rows, test, ({"method": "WAS", "weights": "trained"}, trained, 3.0))
+    at_price(rows, test, ({"method": "WAS", "weights": "last"}, with_layer_weights(was, last), 100.0))
 
 
 def layer_weights(model, prompts: Sequence[str], direction: torch.Tensor, alpha: float) -> dict:
