@@ -174,7 +174,7 @@ def gated(rows: Rows, test: Measure, fitted: Fitted) -> None:
         if not rows.get(cell=this):
             rows.add({"cell": this, **test(steering * this["alpha"])})
     units = au.activation_momentum(test.model, refusal_pairs(test.model, "train"), "attention").top(20)
-    at_price(rows, test, ({"method": "AUSteer", "k": 20}, DirectionalAUSteer(units, 1.0, "prompt"), 20.0))
+    at_price(rows, test, ({"method": "AUSteer", "k": 20}, DirectionalAUSteer(units, 1.0, "prompt"), 5.9))
     at_price(rows, test, ({**cell, "share": None}, fitted.gate(None), 3 * start))
 
 
@@ -194,7 +194,7 @@ def controlled(rows: Rows, test: Measure) -> None:
         rows.add({"cell": about, **layer_weights(model, given["dubious"].train, direction, 4.0)})
     trained = torch.tensor(rows.get(cell=about)["trained"])
     trained = with_layer_weights(was, trained * 0.99 / trained.max())
-    at_price(rows, test, ({"method": "WAS", "weights": "trained"}, trained, 3.0))
+    at_price(rows, test, ({"method": "WAS", "weights": "trained"}, trained, 9.0))
     at_price(rows, test, ({"method": "WAS", "weights": "last"}, with_layer_weights(was, last), 100.0))
 
 
