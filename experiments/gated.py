@@ -139,17 +139,14 @@ class Fitted:
         size = self.x["dubious"].norm(dim=1).median() / self.momentum.mean_difference[LAYER].norm()
         return START * size.item()
 
-    def gate(self, share: float | None, shuffled: int | None = None) -> Steering:
-        """Return AlphaSteer, with every direction allowed but paid for where the share is None."""
+    def gate(self, share: float, shuffled: int | None = None) -> Steering:
+        """Return AlphaSteer; with a seed, its requests to push are drawn from dubious ones and lookalikes."""
         dubious, alike, harmless = (self.x[kind] for kind in ("dubious", "lookalikes", "requests"))
         gram = torch.cat([harmless, alike]).T @ torch.cat([harmless, alike])
         if shuffled is not None:
             mixed = torch.cat([dubious, alike])
             order = torch.randperm(len(mixed), generator=torch.Generator().manual_seed(shuffled))
             dubious = mixed[order[: len(dubious)]]
-        if share is None:
-            both = dubious.T @ dubious + gram + 10 * torch.eye(len(gram))
-            return AlphaSteer(self.momentum, {LAYER: torch.linalg.solve(both, dubious.sum(0))}, 1.0)
         return AlphaSteer(self.momentum, {LAYER: ridge_gate(dubious, null_space(gram, share), 10.0)}, 1.0)
 
     def random(self, seed: int) -> Steering:
@@ -175,7 +172,6 @@ def gated(rows: Rows, test: Measure, fitted: Fitted) -> None:
             rows.add({"cell": this, **test(steering * this["alpha"])})
     units = au.activation_momentum(test.model, refusal_pairs(test.model, "train"), "attention").top(20)
     at_price(rows, test, ({"method": "AUSteer", "k": 20}, DirectionalAUSteer(units, 1.0, "prompt"), 5.9))
-    at_price(rows, test, ({**cell, "share": None}, fitted.gate(None), 3 * start))
 
 
 def controlled(rows: Rows, test: Measure) -> None:
@@ -195,7 +191,7 @@ def controlled(rows: Rows, test: Measure) -> None:
     trained = torch.tensor(rows.get(cell=about)["trained"])
     trained = with_layer_weights(was, trained * 0.99 / trained.max())
     at_price(rows, test, ({"method": "WAS", "weights": "trained"}, trained, 9.0))
-    at_price(rows, test, ({"method": "WAS", "weights": "last"}, with_layer_weights(was, last), 100.0))
+    at_price(rows, test, ({"method": "WAS", "weights": "last"}, with_layer_weights(was, last), 50.0))
 
 
 def layer_weights(model, prompts: Sequence[str], direction: torch.Tensor, alpha: float) -> dict:
