@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from austeer.activations import collect
-from austeer.momentum import ActivationMomentum
+from austeer.momentum import ActivationMomentum, require_momentum
 from austeer.sites import Place, require_layer
-from austeer.steering import Operator, Pass, Steering
+from austeer.steering import Operator, Pass, Steering, require_strength
 
 
 class GatedShift(Operator):
@@ -50,6 +50,7 @@ class AlphaSteer(Steering):
     def __init__(
         self, momentum: ActivationMomentum, gates: Mapping[int, Tensor], alpha: float, positions: str = "prompt"
     ):
+        require_momentum(momentum)
         layers, width = momentum.mean_difference.shape
         if not gates:
             raise ValueError("There is no gate; give one of at least one layer.")
@@ -58,9 +59,9 @@ class AlphaSteer(Steering):
         layer = torch.tensor(sorted(gates))
         gate = torch.stack([gates[number] for number in layer.tolist()]).float()
         tensors = {"layer": layer, "gate": gate, "vector": momentum.mean_difference[layer]}
-        about = {"method": "AlphaSteer", "alpha": float(alpha), "pairs": int(momentum.pairs.sum())}
+        about = {"method": "AlphaSteer", "alpha": require_strength(alpha), "pairs": int(momentum.pairs.sum())}
         about |= {"site": momentum.site, "shape": [layers, width]}
-        super().__init__([GatedShift(momentum.site, tensors, positions, float(alpha))], momentum.model, about)
+        super().__init__([GatedShift(momentum.site, tensors, positions, alpha)], momentum.model, about)
 
     @classmethod
     def fit(

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from austeer.activations import collect
 from austeer.models import encode, info, token_ids
 from austeer.sites import Place, Sites, linear_weight
-from austeer.steering import Operator, Pass, Shift, Steering
+from austeer.steering import Operator, Pass, Shift, Steering, require_strength
 
 
 class ControlledShift(Operator):
@@ -93,9 +93,15 @@ class WAS(Steering):
             network = _train(x.clone(), target.clone(), share.clone(), sizes, epochs, learning_rate, generator)
         tensors = {"layer": torch.arange(layers), "read": read, "direction": direction.float()}
         tensors |= {name: tensor.detach() for name, tensor in network.items()}
-        about = {"method": "WAS", "alpha": float(alpha), "push": len(push), "leave": len(leave), "balance": balance}
+        about = {
+            "method": "WAS",
+            "alpha": require_strength(alpha),
+            "push": len(push),
+            "leave": len(leave),
+            "balance": balance,
+        }
         about |= {"epochs": epochs, "seed": seed, "template": template, "site": "residual", "shape": [layers, width]}
-        return cls([ControlledShift("residual", tensors, "generated", float(alpha))], info(model), about)
+        return cls([ControlledShift("residual", tensors, "generated", alpha)], info(model), about)
 
 
 def _train(

@@ -153,7 +153,7 @@ def test_strength_sign_sum_and_file_are_those_of_a_steering(tiny: Any, trained: 
     each = (trained, again, trained * 0.25 + again * 0.75, trained + -again, None)
     texts = [au.generate(model, PUSH[:2], one, max_new_tokens=6) for one in each]
     assert texts[0] == texts[1] == texts[2] != texts[3] == texts[4]
-    assert "controlled shift at 3 places of residual, layers 0, 1, 2, positions: generated" in repr(again)
+    assert "controlled shift at 3 places of residual, layers 0 to 2, positions: generated" in repr(again)
 
 
 def test_bad_input_is_refused_at_the_door(tiny: Any, monkeypatch: Any, direction: torch.Tensor) -> None:
