@@ -93,14 +93,9 @@ class WAS(Steering):
             network = _train(x.clone(), target.clone(), share.clone(), sizes, epochs, learning_rate, generator)
         tensors = {"layer": torch.arange(layers), "read": read, "direction": direction.float()}
         tensors |= {name: tensor.detach() for name, tensor in network.items()}
-        about = {
-            "method": "WAS",
-            "alpha": require_strength(alpha),
-            "push": len(push),
-            "leave": len(leave),
-            "balance": balance,
-        }
-        about |= {"epochs": epochs, "seed": seed, "template": template, "site": "residual", "shape": [layers, width]}
+        about = {"method": "WAS", "alpha": require_strength(alpha), "push": len(push), "leave": len(leave)}
+        about |= {"balance": balance, "epochs": epochs, "seed": seed, "template": template}
+        about |= {"site": "residual", "shape": [layers, width]}
         return cls([ControlledShift("residual", tensors, "generated", alpha)], info(model), about)
 
 
