@@ -1,8 +1,10 @@
 """`check_*`: is a reader's answer right, or how is it wrong; a verdict is shown, a run is never stopped."""
 
 from austeer.exercises.adaptive_steering import check_fold, check_right_way
+from austeer.exercises.alphasteer import check_projector, check_soft_gate
 from austeer.exercises.atomic_units import check_contributions, check_head_writes, check_scale_output
 from austeer.exercises.caa import check_common_share, check_matching
+from austeer.exercises.controllers import check_arrived, check_last_gradient
 from austeer.exercises.evaluation import check_calibrated, check_mcnemar
 from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
 from austeer.exercises.momentum import check_null_by_pairs, check_overlap
@@ -14,6 +16,7 @@ from austeer.exercises.your_own import check_balance, check_choose
 
 __all__ = [
     "Verdict",
+    "check_arrived",
     "check_balance",
     "check_calibrated",
     "check_choose",
@@ -25,15 +28,18 @@ __all__ = [
     "check_fold",
     "check_halving",
     "check_head_writes",
+    "check_last_gradient",
     "check_matching",
     "check_mcnemar",
     "check_normalised_kl",
     "check_null_by_pairs",
     "check_overlap",
     "check_parameters",
+    "check_projector",
     "check_right_way",
     "check_scale_output",
     "check_sketch_matrix",
+    "check_soft_gate",
     "check_swing",
     "check_units_per_layer",
 ]

@@ -9,10 +9,16 @@ import nbformat
 import pytest
 from notebooks import ROOT, tags
 
+import austeer.methods.alphasteer
 import austeer.methods.odesteer
 import austeer.momentum
 
-HOME = {"field": austeer.methods.odesteer, "signed_score": austeer.momentum}
+HOME = {
+    "field": austeer.methods.odesteer,
+    "null_space": austeer.methods.alphasteer,
+    "ridge_gate": austeer.methods.alphasteer,
+    "signed_score": austeer.momentum,
+}
 
 
 def bare(source: str) -> str:

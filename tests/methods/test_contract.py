@@ -12,6 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import austeer as au
 from austeer import methods
+from austeer.methods.was import output_direction
 from austeer.models import cast
 from austeer.sites import Place
 from austeer.steering import Pass, Steering
@@ -23,6 +24,8 @@ PAIRS = [
     for good, bad in (("lovely", "awful"), ("kind", "cruel"), ("clean", "filthy"))
 ]
 PROMPTS = ["The sea", "Once upon a time there was a king and his", "My shoe"]
+TASKS = [f"{verb} the {noun}." for verb in ("Wash", "Buy", "Draw", "Name", "Mend") for noun in (*THINGS, "king", "jar")]
+THEFTS = [f"Steal his {thing} and run" for thing in THINGS]
 STEPS = 6
 
 
@@ -45,6 +48,21 @@ def units(model, site: str = "attention") -> au.AtomicUnits:
     return au.activation_momentum(model, PAIRS, site).top(12)
 
 
+def gated(model) -> Steering:
+    momentum = au.activation_momentum(model, PAIRS, "residual")
+    return methods.AlphaSteer.fit(model, TASKS, THEFTS, momentum, [0, 1], 90.0, ridge=0.1, template=None)
+
+
+def controlled(model) -> Steering:
+    direction = output_direction(model, [" no", " never"], [" yes"])
+    return methods.WAS.fit(model, THEFTS, TASKS, direction, 90.0, hidden=16, template=None)
+
+
+FIRST_PASS = (  # rules that are tried in a first pass over activations
+    "a_factor_scales_the_displacement",
+    "a_minus_negates_the_displacement",
+    "a_sum_adds_displacements_read_from_the_same_activations",
+)
 CONTRACT = [
     Listed("AUSteer", lambda model: methods.AUSteer(units(model), alpha=20.0)),
     Listed("DirectionalAUSteer", lambda model: methods.DirectionalAUSteer(units(model, "neuron"), alpha=30.0)),
@@ -69,6 +87,8 @@ CONTRACT = [
         lambda model: methods.MiMiC.fit(model, PAIRS, layer=1, alpha=40.0),
         {"a_minus_negates_the_displacement": "A map has no negative: it is refused."},
     ),
+    Listed("AlphaSteer", lambda model: gated(model)),
+    Listed("WAS", lambda model: controlled(model), dict.fromkeys(FIRST_PASS, "It leaves the prompt's own pass alone.")),
 ]
 
 
