@@ -11,9 +11,10 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 import austeer as au
-from austeer import ActivationMomentum, ContrastivePair
+from austeer import ActivationMomentum, ContrastivePair, momentum
+from austeer.activations import Texts
 from austeer.models import ModelInfo
-from austeer.momentum import MAX_GROUPS, signed_score, unit_set
+from austeer.momentum import MAX_GROUPS, _shares, _statistics, signed_score, unit_set
 
 INFO = ModelInfo("tiny", "0" * 16, (2, 3), False)
 
@@ -35,6 +36,22 @@ def noise(pairs: int = 60, units: int = 40, seed: int = 0) -> tuple[Tensor, Tens
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randint(-3, 4, (2, pairs, 2, units), generator=generator).float()  # integers, so that some tie
     return draw[0], draw[1]
+
+
+def test_what_a_request_counts_is_what_is_counted_here(tiny: Any) -> None:
+    model = tiny("llama")
+    openings = ("The soup", "On the way home we", "Two birds", "It")
+    pairs = [ContrastivePair(text, " was good", " was bad", f"t{row % 2}") for row, text in enumerate(openings)]
+    expected = au.activation_momentum(model, pairs)
+    texts, group = Texts.of(model, pairs, None), torch.tensor([5, 7, 5, 7])  # the numbers of the groups are kept
+    bundle = [(rows, *texts.encode(model, rows), group[rows]) for rows in ([1, 3], [0, 2])]
+    groups, higher, lower, total, squares = _statistics(model, bundle, "attention")
+    assert groups.tolist() == [5, 7]
+    assert torch.equal(higher, expected.higher)
+    assert torch.equal(lower, expected.lower)
+    assert torch.allclose(total, expected.total.float(), atol=1e-6)
+    assert torch.allclose(squares, expected.squares.float(), atol=1e-6)
+    assert total.dtype == squares.dtype == torch.float32
 
 
 def test_a_case_by_hand_with_ties_counted_as_neither(momentum_of: Any) -> None:
@@ -181,10 +198,19 @@ def test_the_top_by_mean_difference_is_another_ranking(momentum_of: Any) -> None
         found.top(1, by="size")
 
 
+def test_a_request_holds_whole_topics_and_so_many_tokens_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(momentum, "PASSES_PER_REQUEST", 2)
+    group = torch.tensor([0, 1, 0, 2, 1, 2])
+    assert list(_shares([10] * 6, group, 2, 100)) == [[0, 2, 1, 4], [3, 5]]  # two topics, then one
+    assert list(_shares([10] * 6, group, 3, 20)) == [[0, 2, 1, 4], [3, 5]]  # 40 tokens in two passes of 20
+    assert list(_shares([10] * 6, group, 3, 100)) == [[0, 2, 1, 4, 3, 5]]
+
+
 def test_random_units_depend_on_the_seed_alone_and_carry_their_own_numbers(momentum_of: Any) -> None:
     found = momentum_of(*noise())
     units = found.random(10, seed=3)
     assert unit_set(units) == unit_set(found.random(10, seed=3)) != unit_set(found.random(10, seed=4))
+    assert unit_set(found.random(10)) == unit_set(found.random(10, seed=0))
     assert len(unit_set(units)) == 10
     assert torch.equal(units.beta, found.beta[units.layer, units.index])
     assert torch.equal(units.mean_difference, found.mean_difference[units.layer, units.index])

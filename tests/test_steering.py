@@ -857,6 +857,14 @@ def test_a_window_that_hides_tokens_is_no_llama(plain, tokenizer, some_units) ->
         au.bake(model, DirectionalAUSteer(some_units(model, "ffn"), ALPHA))
 
 
+def test_a_window_as_long_as_the_context_hides_nothing(plain, tokenizer, some_units) -> None:
+    module = plain("mistral")
+    module.config.sliding_window = module.config.max_position_embeddings
+    model = au.load(module, tokenizer=tokenizer)
+    baked = au.bake(model, DirectionalAUSteer(some_units(model, "ffn"), ALPHA))
+    assert type(baked) is transformers.LlamaForCausalLM
+
+
 def test_the_baked_default_model_survives_saving(model, found_units, padded, tmp_path: Path) -> None:
     baked = au.bake(model, DirectionalAUSteer(found_units("ffn"), ALPHA))
     baked.save_pretrained(tmp_path)
