@@ -204,6 +204,7 @@ def test_a_request_holds_whole_topics_and_so_many_tokens_at_most(monkeypatch: py
     assert list(_shares([10] * 6, group, 2, 100)) == [[0, 2, 1, 4], [3, 5]]  # two topics, then one
     assert list(_shares([10] * 6, group, 3, 20)) == [[0, 2, 1, 4], [3, 5]]  # 40 tokens in two passes of 20
     assert list(_shares([10] * 6, group, 3, 100)) == [[0, 2, 1, 4, 3, 5]]
+    assert list(_shares([20] * 4, torch.arange(4), 9, 20)) == [[0, 1], [2, 3]]  # each is full to the last token
 
 
 def test_random_units_depend_on_the_seed_alone_and_carry_their_own_numbers(momentum_of: Any) -> None:
