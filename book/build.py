@@ -240,6 +240,8 @@ def printed(page: NotebookNode) -> NotebookNode:
         if cell.cell_type == "markdown":
             cell.source = TAGGED.sub(r"\\begin{equation*}\1\\end{equation*}", cell.source)
             continue
+        if name := cell.metadata.get("mystnb", {}).get("code_prompt_show"):  # nothing is folded on paper
+            cell.source = f"# {name}\n{cell.source}"
         cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", ())]
         for output in cell.outputs:
             lines = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser").find_all("tr")

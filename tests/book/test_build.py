@@ -166,6 +166,21 @@ def test_outputs_that_only_tests_read_stay_out_of_the_page():
     )
 
 
+def test_folded_cells_are_named_on_the_site_and_on_paper():
+    solution = nbformat.v4.new_code_cell("#@title Solution 4.1\nx = 1", metadata={"tags": ["hide-cell"]})
+    claims = nbformat.v4.new_code_cell("check()", metadata={"tags": ["claims"]})
+    about = {"seconds": 1, "gigabytes": 1, "versions": {}}
+    page = build.page_of(nbformat.v4.new_notebook(cells=[solution, claims], metadata={"austeer": about}))
+    assert page.cells[0].source == "x = 1"
+    assert page.cells[0].metadata["mystnb"]["code_prompt_show"] == "Solution 4.1"
+    assert "hide-input" in page.cells[1].metadata.tags
+    paper = build.printed(page)
+    assert [cell.source.partition("\n")[0] for cell in paper.cells[:2]] == [
+        "# Solution 4.1",
+        "# The code that asserts them",
+    ]
+
+
 def test_paper_shows_tables_and_numbered_equations_and_no_sliders():
     html = "<table><tr><th>opening</th><th>plus</th></tr><tr><td>It <b>rains</b></td><td>a | b</td></tr></table>"
     outputs = [
