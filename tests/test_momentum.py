@@ -217,12 +217,20 @@ def test_random_units_depend_on_the_seed_alone_and_carry_their_own_numbers(momen
     assert torch.equal(units.mean_difference, found.mean_difference[units.layer, units.index])
 
 
+def test_stability_is_the_overlap_of_two_halves_that_share_no_topic(momentum_of: Any) -> None:
+    found = momentum_of(*noise())  # six topics
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(3))
+    one, other = (unit_set(found.subset(half).top(8)) for half in (order[:3], order[3:]))
+    assert found.stability(8, draws=1, seed=3) == pytest.approx(len(one & other) / 8)
+
+
 def test_controls_keep_what_they_should(momentum_of: Any) -> None:
     found = momentum_of(*noise())
     top = found.top(11)
     other = found.random(5, seed=0).with_norm_of(top)
     assert other.mean_difference.norm().item() == pytest.approx(top.mean_difference.norm().item())
     turned = top.shuffled_signs(seed=1)
+    assert torch.equal(top.shuffled_signs().beta, top.shuffled_signs(seed=0).beta)
     assert unit_set(turned) == unit_set(top)
     assert torch.equal(turned.beta.abs(), top.beta.abs())
     assert (turned.beta.sign() != top.beta.sign()).sum() == 6
@@ -302,5 +310,6 @@ def test_units_are_sliced_and_shown_as_text_and_html(momentum_of: Any) -> None:
     assert units._repr_html_().count("<tr>") == 21
     assert "... and 10 more" in units._repr_html_() and "... and 10 more" in repr(units)
     assert "more" not in units[:20]._repr_html_() and "more" not in repr(units[:20])
+    assert "... and 1 more" in units[:21]._repr_html_()
     with pytest.raises(TypeError, match="by slice"):
         units[0]
