@@ -110,15 +110,14 @@ class Texts:
         several(items if isinstance(items, str) else [item for item in items if not isinstance(item, ContrastivePair)])
         if not items:
             raise ValueError("No pair or text was given; give at least one.")
-        sides = [_sides(model, item, template) for item in items]
-        ids = [[token_ids(model, side) for side in texts] for texts in sides]
-        longest = max(range(len(ids)), key=lambda row: max(map(len, ids[row])))
-        encode(model, list(sides[longest]))  # what cannot fit fails at once
-        columns = [sum(map(len, _shared_and_own(row))) for row in ids]
+        sides, columns, alone = [_sides(model, item, template) for item in items], [], []
+        for texts in sides:
+            ids = [token_ids(model, side) for side in texts]
+            columns.append(sum(map(len, _shared_and_own(ids))))
+            alone.append(len(ids) * max(map(len, ids)))
+        encode(model, list(sides[alone.index(max(alone))]))  # what cannot fit fails at once
         joined = len(sides[0]) > 1 and _may_join(model, max(columns))
-        if not joined:
-            columns = [len(row) * max(map(len, row)) for row in ids]
-        return cls(sides, [max(length, _LEAST_TOKENS) for length in columns], joined)
+        return cls(sides, [max(length, _LEAST_TOKENS) for length in (columns if joined else alone)], joined)
 
     def batches(self, tokens_per_pass: int, rows: Iterable[int] | None = None) -> Iterator[list[int]]:
         """Yield the numbers of items, longest first, in batches of at most `tokens_per_pass` tokens."""

@@ -228,7 +228,7 @@ def convergence(
     """Draw one line per name against what grows on a logarithmic axis, one panel per quantity.
 
     Args:
-        factors: (s,) values of the x axis, from 1 on.
+        factors: (s,) values of the x axis, above 0; each gets a tick.
         panels: for each quantity (the y axis), for each name, such as a unit's, (s,) values.
         xlabel: what grows.
     """

@@ -81,8 +81,19 @@ class AlphaSteer(Steering):
             template: None or "chat", of the prompts.
 
         Raises:
-            ValueError: as above; benign prompts that span fewer dimensions than there are; or as `collect`.
+            ValueError: as above; a share or a ridge out of range; benign prompts that span fewer dimensions than there
+                are; or as `collect`.
         """
+        require_momentum(momentum)
+        require_strength(alpha)
+        if not 0 < share <= 1 or not ridge > 0:
+            raise ValueError(
+                f"share is {share} and ridge is {ridge}; give a share above 0, at most 1, and a ridge above 0."
+            )
+        if not layers:
+            raise ValueError("layers is empty; give at least one.")
+        for layer in layers:
+            require_layer(layer, len(momentum.mean_difference))
         layers = sorted(set(layers))
         grams = [0.0] * len(layers)
 

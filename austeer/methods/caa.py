@@ -22,7 +22,8 @@ class CAA(Steering):
         positions: "last" (the end of the prompt and every generated token, as the paper), "all", "prompt", "generated".
 
     Raises:
-        ValueError: a layer that the model does not have, an alpha that is not finite, or unknown positions.
+        ValueError: what is no momentum, a layer that the model does not have, an alpha that is not finite, or unknown
+            positions.
     """
 
     def __init__(self, momentum: ActivationMomentum, layer: int, alpha: float, positions: str = "last"):

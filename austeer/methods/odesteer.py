@@ -88,6 +88,7 @@ class ODESteer(Steering):
     ):  # fmt: skip
         layers, width = positive.shape[1:]
         require_layer(layer, layers)
+        alpha = require_strength(alpha)
         if steps < 1:
             raise ValueError(f"steps is {steps}; give 1 or more.")
         x = torch.cat([positive[:, layer], negative[:, layer]]).double()
@@ -99,7 +100,7 @@ class ODESteer(Steering):
         scalars = {"gamma": torch.tensor([gamma]), "unit": unit.float()[None], "steps": torch.tensor([steps])}
         sketch = _sketch(x / x.norm(dim=1, keepdim=True), label, components, gamma, seed)
         tensors = {"layer": torch.tensor([layer]), **sketch, **scalars}
-        super().__init__([Flow("residual", tensors, positions, require_strength(alpha))], info(model), about)
+        super().__init__([Flow("residual", tensors, positions, alpha)], info(model), about)
 
     @classmethod
     def fit(

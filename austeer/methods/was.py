@@ -81,6 +81,7 @@ class WAS(Steering):
         Raises:
             ValueError: a direction of another width, or as `collect`.
         """
+        require_strength(alpha)
         generator, (layers, width) = torch.Generator().manual_seed(seed), info(model).shape
         if direction.shape != (width,):
             raise ValueError(f"The direction is {tuple(direction.shape)}; give ({width},), as output_direction() does.")
@@ -93,7 +94,7 @@ class WAS(Steering):
             network = _train(x.clone(), target.clone(), share.clone(), sizes, epochs, learning_rate, generator)
         tensors = {"layer": torch.arange(layers), "read": read, "direction": direction.float()}
         tensors |= {name: tensor.detach() for name, tensor in network.items()}
-        about = {"method": "WAS", "alpha": require_strength(alpha), "push": len(push), "leave": len(leave)}
+        about = {"method": "WAS", "alpha": float(alpha), "push": len(push), "leave": len(leave)}
         about |= {"balance": balance, "epochs": epochs, "seed": seed, "template": template}
         about |= {"site": "residual", "shape": [layers, width]}
         return cls([ControlledShift("residual", tensors, "generated", alpha)], info(model), about)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import austeer as au
-from austeer.methods import AlphaSteer
+from austeer.methods import AlphaSteer, alphasteer
 from austeer.methods.alphasteer import null_space, ridge_gate
 
 BENIGN = [
@@ -161,6 +161,27 @@ def test_other_positions_keep_the_gate_of_the_prompt(tiny: Any, fitted: AlphaSte
     audit = au.audit(tiny("llama"), everywhere, "Steal his boat", max_new_tokens=3)
     for edited in audit.edited.values():
         assert edited.any(0).tolist() == [True] * (audit.prompt + 2) + [False]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"layers": [1, 3]}, "layer is 3; give a number from 0 to 2"),
+        ({"layers": []}, "layers is empty"),
+        ({"alpha": "much"}, "The strength is 'much'"),
+        ({"share": 0.0}, "share is 0.0"),
+        ({"share": 1.5}, "at most 1"),
+        ({"ridge": 0.0}, "a ridge above 0"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_read(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, wrong: dict, says: str
+) -> None:
+    model = tiny("llama")
+    momentum = au.activation_momentum(model, PAIRS, "residual")
+    monkeypatch.setattr(alphasteer, "collect", lambda *_, **__: pytest.fail("the prompts were read"))
+    with pytest.raises(ValueError, match=says):
+        AlphaSteer.fit(model, BENIGN, HARMFUL, momentum, **{"layers": [1], **wrong})
 
 
 def test_bad_input_is_refused_at_the_door(tiny: Any) -> None:

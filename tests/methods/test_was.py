@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import austeer as au
-from austeer.methods import WAS
+from austeer.methods import WAS, was
 from austeer.methods.was import answer_loss, control, decide, output_direction, with_layer_weights
 from austeer.steering import Shift, Steering
 
@@ -160,6 +160,10 @@ def test_bad_input_is_refused_at_the_door(tiny: Any, monkeypatch: Any, direction
     model = tiny("llama")
     with pytest.raises(ValueError, match=r"\(31,\); give \(32,\)"):
         WAS.fit(model, PUSH, LEAVE, direction[:31], **SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(was, "collect", lambda *_, **__: pytest.fail("the prompts were read"))
+        with pytest.raises(ValueError, match="The strength is nan"):
+            WAS.fit(model, PUSH, LEAVE, direction, float("nan"), **SETTINGS)
     remote = au.models.ModelInfo("far/away", "", (3, 32), False, True)
     monkeypatch.setattr(model, "austeer_info", remote)
     with pytest.raises(ValueError, match="output embedding of a remote model is not here"):
