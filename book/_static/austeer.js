@@ -30,7 +30,20 @@ const nameSliders = () => {
   }
 };
 
+// What was printed in columns keeps them, and scrolls on a phone, also by keyboard; sentences are wrapped.
+const keepColumns = () => {
+  for (const printed of document.querySelectorAll(".cell_output .stream pre")) {
+    const lines = printed.textContent.split("\n");
+    const aligned = lines.filter((line) => /^ {2,}\S|\S {2,}\S/.test(line)).length;
+    if (aligned > 1 && lines.every((line) => line.length <= 110)) {
+      printed.classList.add("columns");
+      printed.tabIndex = 0;
+    }
+  }
+};
+
 document.addEventListener("DOMContentLoaded", () => {
+  keepColumns();
   unlabel();
   queue();
   nameSliders();
