@@ -204,7 +204,7 @@ def draws_at_price(
         draws, seed: of the bootstrap.
 
     Returns:
-        (1 + draws,) float64; the first is the estimate, quantiles of the others are its interval.
+        (1 + draws,) float64; the first is the estimate, quantiles of the others are its interval: see `interval`.
 
     Raises:
         ValueError: shapes that do not fit together, values that are not finite, or no draw.
@@ -230,6 +230,12 @@ def draws_at_price(
     after = above.argmax(0).clamp(min=1)[None]
     (p0, p1), (e0, e1) = ((x.gather(0, after - 1)[0], x.gather(0, after)[0]) for x in (prices, found))
     return e0 + (e1 - e0) * (price - p0) / (p1 - p0)
+
+
+def interval(draws: Tensor) -> Tensor:
+    """Return (3,): the estimate and the ends of its 95 % interval, from `draws_at_price` or the difference of two."""
+    ends = torch.tensor([0.025, 0.975], dtype=draws.dtype)
+    return torch.cat([draws[:1], draws[1:].quantile(ends)])
 
 
 def _scored(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import austeer as au
+from austeer.scoring import interval
 
 
 def test_sentiment_has_the_sign_of_the_mood() -> None:
@@ -198,6 +199,10 @@ def test_draws_agree_with_the_estimate_and_pair_by_seed() -> None:
     noise = torch.randn(60, generator=generator)
     noisy = effects + noise, cost * (0.1 * torch.randn(cost.shape, generator=generator)).exp(), unsteered
     draws = au.draws_at_price(*noisy)
+    estimate, low, high = interval(draws).tolist()
+    inside = ((draws[1:] >= low) & (draws[1:] <= high)).double().mean().item()
+    assert estimate == draws[0]
+    assert inside == pytest.approx(0.95, abs=0.002)
     means, prices = noisy[0].mean(1).tolist(), noisy[1].log().mean(-1).amax(1).exp().div(4).tolist()
     assert draws[0].item() == pytest.approx(au.at_price([0.0, *means], [1.0, *prices], 1.5), rel=1e-5)
     assert draws[1:].std().item() == pytest.approx(noise.std().item() / 60**0.5, rel=0.3)
