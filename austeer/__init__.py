@@ -20,14 +20,14 @@ Steer
 Measure
     `sentiment`, `log_probability`, `perplexity`, `pooled`, `repetition`, `kl`; `at_price` and `draws_at_price` compare
     at one price; `load_task`, `own_task`, `pairs_of`; `evaluate` gives a `Report`, `select` a `Selection`;
-    `diagnostics` of single units
+    `diagnostics` of single units; `sparsity`: how many neurons matter
 Show (imported when asked for)
     au.plots, au.widgets, au.exercises, au.claims
 """
 
 from importlib import import_module
 
-from austeer import diagnostics, methods, small
+from austeer import diagnostics, methods, small, sparsity
 from austeer.activations import collect
 from austeer.data import ContrastivePair, Prompt, load_pairs, load_prompts, load_results, split, swap_topics
 from austeer.evaluation import Report, evaluate
@@ -53,5 +53,5 @@ __all__ = [
     "activation_momentum", "at_price", "audit", "bake", "collect", "diagnostics", "draws_at_price", "evaluate",
     "generate", "kl", "load", "load_pairs", "load_prompts", "load_results", "load_task", "log_probability",
     "methods", "momentum_of", "own_task", "pairs_of", "perplexity", "pooled", "repetition", "select", "sentiment",
-    "small", "split", "steered", "swap_topics",
+    "small", "sparsity", "split", "steered", "swap_topics",
 ]  # fmt: skip

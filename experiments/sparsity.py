@@ -1,0 +1,242 @@
+"""Make data/results/sparsity.jsonl: perplexity against the share of active neurons, by rule; which neurons matter.
+
+    python experiments/sparsity.py
+
+The text is documents of the book's own sets: the eight texts of a topic, one a line. Thresholds are searched on every
+eighth document while the CETT is searched, and on all of them for the CETT that is found. Resumable; a quarter of an
+hour on two quiet CPU cores.
+"""
+
+from collections.abc import Callable
+
+import torch
+from rows import RESULTS, Rows, rounded
+from tqdm.auto import tqdm
+
+import austeer as au
+from austeer import sparsity
+from austeer.models import encode, info
+from austeer.sites import Place, anatomy, weight
+from austeer.steering import Scale, Steering
+
+SETS = ("sentiment", "formality", "agreement", "refusal")
+TOPICS = 14  # of each set: 56 documents
+SHARES = (0.2, 0.35, 0.5, 0.65)  # that top-k keeps, and for which FAT's epsilon and the code's rules are set
+SILENCED = 461  # 1 % of 46,080
+
+
+def documents(part: str, topics: int) -> list[str]:
+    """Return one document a topic: its texts, of positive and negative sides in turn, one a line."""
+    found = []
+    for name in SETS:
+        told: dict[str, list[str]] = {}
+        for pair in getattr(au.split(au.load_pairs(name)), part):
+            lines = told.setdefault(pair.topic, [])
+            lines.append(pair.prompt + (pair.negative if len(lines) % 2 else pair.positive))
+        found += ["\n".join(lines) for lines in list(told.values())[:topics]]
+    return found
+
+
+class Measure:
+    """Reads the documents under a steering, once for each row.
+
+    Args:
+        rows, model: of the run.
+        texts: by part, "fitted" and "held out".
+    """
+
+    def __init__(self, rows: Rows, model, texts: dict[str, list[str]]):
+        self.rows, self.model, self.texts = rows, model, texts
+
+    def __call__(self, cell: dict, steering: Callable[[], Steering | None], part: str = "fitted", **more) -> dict:
+        """Return the row of a cell; the steering is made only if the row is not there."""
+        cell = {"part": part, **cell}
+        if (row := self.rows.get(cell=cell)) is None:
+            found = sparsity.activity(self.model, self.texts[part], steering())
+            row = self.rows.add({
+                "cell": cell, "share": round(found.active.mean().item(), 5), "layers": rounded(found.active.mean(1)),
+                "nats": rounded(found.nats, 2), "scored": found.scored.tolist(), "tokens": found.tokens, **more,
+            })  # fmt: skip
+        return row
+
+
+def perplexity(row: dict) -> float:
+    """Return one perplexity of all documents of a row."""
+    return torch.tensor(sum(row["nats"]) / sum(row["scored"])).exp().item()
+
+
+def search(measure: Measure, activations: torch.Tensor, p: float, evaluations: int) -> float:
+    """Find the CETT at which perplexity is up by p %; each step leaves a row."""
+    dense = perplexity(measure({"rule": "dense"}, lambda: None))
+
+    def ratio(target: float) -> float:
+        cell = {"rule": "CETT", "target": target}
+        found = measure.rows.get(cell={"part": "fitted", **cell})
+        if found is None:
+            thresholds = sparsity.thresholds_at(measure.model, activations, target)
+            steering = sparsity.sparsified(measure.model, thresholds)
+            found = measure(cell, lambda: steering, thresholds=rounded(thresholds, 6))
+        return perplexity(found) / dense
+
+    return sparsity.cett_at(ratio, p, evaluations)
+
+
+def final(measure: Measure, p: float, target: float) -> torch.Tensor:
+    """Search the thresholds once more, on all documents, and run them on both parts; return them."""
+    cell = {"rule": "PPL", "p": p}
+    row = measure.rows.get(cell={"part": "fitted", **cell})
+    if row is None:
+        activations = sparsity.neuron_activations(measure.model, measure.texts["fitted"])
+        thresholds = sparsity.thresholds_at(measure.model, activations, target)
+        grid = {  # the same thresholds, found in another way
+            layer: on_a_grid(activations[:, layer], weight(measure.model, Place(layer, "neuron")), target)
+            for layer in (0, 15, 29)
+        }
+        del activations
+        steering = sparsity.sparsified(measure.model, thresholds)
+        more = {"target": target, "thresholds": rounded(thresholds, 6), "grid": grid}
+        row = measure(cell, lambda: steering, **more)
+    steering = sparsity.sparsified(measure.model, torch.tensor(row["thresholds"]))
+    measure({"rule": "dense"}, lambda: None, "held out")
+    measure(cell, lambda: steering, "held out")
+    return torch.tensor(row["thresholds"])
+
+
+def on_a_grid(x: torch.Tensor, matrix: torch.Tensor, target: float) -> float:
+    """Return the threshold of a CETT by interpolation between 64 quantiles of the norms."""
+    norms = (x.abs() * matrix.norm(dim=0)).flatten()
+    grid = norms[:: max(len(norms) // sparsity.CANDIDATES, 1)].quantile(torch.linspace(0.3, 0.99, 64))
+    found = torch.tensor([sparsity.cett(x, matrix, threshold.item()) for threshold in grid])
+    after = int((found > target).float().argmax())
+    part = (target - found[after - 1]) / (found[after] - found[after - 1])
+    return round((grid[after - 1] + part * (grid[after] - grid[after - 1])).item(), 6)
+
+
+def gated(measure: Measure, rule: str, share: float) -> None:
+    """Run a rule as the code does, on act(W_g x) in place of the gated activation, document by document."""
+    model, cell = measure.model, {"rule": f"code's {rule}", "target": share}
+    if measure.rows.get(cell={"part": "fitted", **cell}) is not None:
+        return
+    nats, kept = [], []
+    for text in tqdm(measure.texts["fitted"], desc=f"code's {rule}", leave=False):
+        batch = encode(model, [text])
+        with torch.no_grad(), model.trace(batch, use_cache=False):
+            shares = [].save()
+            for block in model.model.layers:
+                gate = block.mlp.act_fn.output
+                size = gate.abs()
+                if rule == "top-k":  # one cut for all tokens of the tensor
+                    cut = size.flatten().kthvalue(size.numel() - int(size.numel() * share)).values
+                else:  # the paper's: one for each token
+                    cut = size.kthvalue(size.shape[-1] - int(size.shape[-1] * share), dim=-1, keepdim=True).values
+                block.mlp.act_fn.output = torch.where(size > cut, gate, 0.0)
+                shares.append((size > cut).float().mean())
+            logits = model.output.logits[0, :-1].float().log_softmax(-1)
+            lost = (-logits.gather(-1, batch["input_ids"][0, 1:, None])).sum().save()
+        nats.append(lost)
+        kept.append(torch.stack(shares).mean())
+    dense = measure.rows.get(cell={"part": "fitted", "rule": "dense"})
+    measure.rows.add({
+        "cell": {"part": "fitted", **cell}, "share": round(torch.stack(kept).mean().item(), 5),
+        "nats": rounded(torch.stack(nats), 2), "scored": dense["scored"],
+    })  # fmt: skip
+
+
+def epsilons(activations: torch.Tensor) -> list[float]:
+    """Return the epsilon that leaves each share of the neurons active."""
+    sample = activations.abs().flatten()[:: max(activations.numel() // 2**20, 1)]
+    return [float(f"{sample.quantile(1 - share):.3g}") for share in SHARES]
+
+
+def silence(model, places: torch.Tensor) -> Steering:
+    """Set neurons to 0 on every token; they are numbered through all layers."""
+    width = anatomy(model).widths["neuron"]
+    tensors = {"layer": places // width, "index": places % width, "value": -torch.ones(len(places))}
+    return Steering([Scale("neuron", tensors)], info(model), {"method": "silence"})
+
+
+def alike(active: torch.Tensor, places: torch.Tensor, generator: torch.Generator, near: int | None) -> torch.Tensor:
+    """Draw another neuron of the same layer for each: of all, or of the `near` ones on both sides by frequency."""
+    width, chosen, taken = active.shape[1], [], set(places.tolist())
+    order = active.argsort(1)
+    rank = order.argsort(1)
+    for layer, index in zip((places // width).tolist(), (places % width).tolist(), strict=True):
+        r = int(rank[layer, index])
+        low, high = (0, width) if near is None else (max(0, r - near), min(width, r + near + 1))
+        pool = [layer * width + i for i in order[layer, low:high].tolist()]
+        pool = [place for place in pool if place not in taken]
+        chosen.append(pool[int(torch.randint(len(pool), (), generator=generator))])
+        taken.add(chosen[-1])
+    return torch.tensor(chosen)
+
+
+def who_matters(measure: Measure, thresholds: torch.Tensor) -> None:
+    """Compare the neurons that momentum picks with those that are often active, and with those that write most."""
+    model, rows, texts = measure.model, measure.rows, measure.texts["held out"][::4]
+    found = sparsity.activity(model, measure.texts["fitted"], sparsity.sparsified(model, thresholds))
+    norms = torch.stack([weight(model, Place(layer, "neuron")).norm(dim=0) for layer in range(len(thresholds))])
+    often, strong = (values.flatten().topk(SILENCED).indices for values in (found.active, found.size * norms))
+    counts = torch.histc(found.active, 20, 0, 1).int().tolist()
+    always, seldom = int((found.active > 0.99).sum()), int((found.active < 0.001).sum())
+    cell = {"rule": "frequency"}
+    if rows.get(cell=cell) is None:
+        rows.add({"cell": cell, "histogram": counts, "above 0.99": always, "below 0.001": seldom})
+
+    picked = {}
+    for name in SETS:
+        units = au.activation_momentum(model, au.split(au.load_pairs(name)).train, "neuron").top(SILENCED)
+        picked[name] = units.layer * found.active.shape[1] + units.index
+    for name, places in picked.items():
+        cell, generator = {"rule": "overlap", "behaviour": name}, torch.Generator().manual_seed(0)
+        if rows.get(cell=cell) is None:
+            per_layer = torch.bincount(places // found.active.shape[1], minlength=len(norms)).double()
+            shared, luck = {}, {}
+            for kind, others in {"often": often, "strong": strong, **picked}.items():
+                if kind != name:
+                    shared[kind] = len(set(others.tolist()) & set(places.tolist()))
+                    here = torch.bincount(others // found.active.shape[1], minlength=len(norms)).double()
+                    luck[kind] = round((per_layer * here / found.active.shape[1]).sum().item(), 2)
+            drawn = alike(found.active, places, generator, None)
+            rows.add({
+                "cell": cell, "shared": shared, "by luck": luck, "layers": per_layer.int().tolist(),
+                "active": rounded(found.active.flatten()[places]),
+                "same layers": rounded(found.active.flatten()[drawn]),
+            })  # fmt: skip
+
+    wanted: list[tuple[dict, Callable[[], torch.Tensor] | None]] = [({"units": "none"}, None)]
+    wanted += [({"units": "often"}, lambda: often), ({"units": "strong"}, lambda: strong)]
+    for name, places in picked.items():
+        wanted.append(({"units": "momentum", "behaviour": name}, lambda places=places: places))
+        for kind, near in (("same frequency", 20), ("same layers", None)):
+            for seed in range(3):
+                draw = torch.Generator().manual_seed(seed)
+                about = {"units": kind, "behaviour": name, "seed": seed}
+                wanted.append((about, lambda p=places, g=draw, n=near: alike(found.active, p, g, n)))
+    for about, places in tqdm(wanted, desc="silenced"):
+        cell = {"rule": "silence", **about}
+        if rows.get(cell=cell) is None:
+            steering = places and silence(model, places())
+            rows.add({"cell": cell, "log p": rounded(au.log_probability(model, texts, steering=steering), 3)})
+
+
+def main() -> None:
+    """Run the cells that are missing."""
+    model = au.load()
+    rows = Rows(RESULTS / "sparsity.jsonl", model)
+    measure = Measure(rows, model, {"fitted": documents("train", TOPICS), "held out": documents("test", TOPICS)})
+    some = sparsity.neuron_activations(model, measure.texts["fitted"][::8])
+    one = search(measure, some, 1.0, 10)
+    ten = search(measure, some, 10.0, 7)
+    thresholds = final(measure, 1.0, one)
+    for share, epsilon in zip(SHARES, tqdm(epsilons(some), desc="baselines"), strict=True):
+        measure({"rule": "top-k", "target": share}, lambda share=share: sparsity.top_k(model, share))
+        measure({"rule": "FAT", "target": epsilon}, lambda epsilon=epsilon: sparsity.fat(model, epsilon))
+    for rule in ("top-k", "top-k of a token"):
+        gated(measure, rule, 0.5)
+    del some
+    who_matters(measure, thresholds)
+    final(measure, 10.0, ten)
+
+
+if __name__ == "__main__":
+    main()
