@@ -122,23 +122,27 @@ def cett(x: Tensor, matrix: Tensor, threshold: float) -> float:
     """Return how long the sum of the silenced outputs is, as a share of what the FFN writes: the mean over tokens.
 
     A neuron is silenced on a token where its output, x_i W[:, i], is no longer than the threshold. (Cumulative errors
-    of tail truncation; equation 2 of the paper, and its code.) A bias is left out, and a token to which nothing is
-    written counts 0.
+    of tail truncation; arXiv 2411.02335.) A bias is left out, and a token to which nothing is written counts 0.
 
     Args:
         x: (tokens, width), a layer's neurons.
         matrix: (hidden, width), what they write: `sites.weight`.
         threshold: in units of the residual stream.
     """
-    silenced = torch.where(x.abs() * matrix.norm(dim=0) <= threshold, x, 0.0)
-    share = (silenced @ matrix.T).norm(dim=-1) / (x @ matrix.T).norm(dim=-1)
-    return share.nan_to_num(0.0).mean().item()
+    norms, written = x.abs() * matrix.norm(dim=0), (x @ matrix.T).norm(dim=-1)
+    return _cett(x, matrix, norms, written, threshold)
+
+
+def _cett(x: Tensor, matrix: Tensor, norms: Tensor, written: Tensor, threshold: float) -> float:
+    silenced = torch.where(norms <= threshold, x, 0.0) @ matrix.T
+    return (silenced.norm(dim=-1) / written).nan_to_num(0.0).mean().item()
 
 
 def threshold_at(x: Tensor, matrix: Tensor, target: float) -> float:
     """Return the largest threshold of a layer whose CETT is at most the target, by bisection over 65,536 candidates.
 
-    They are evenly spaced between the smallest output norm and the 0.99 quantile of a sample of the norms.
+    They are evenly spaced between the smallest output norm and the 0.99 quantile of a sample of the norms, so one
+    output in a hundred is never silenced. Where even the smallest is too large, it is returned all the same.
 
     Args:
         x, matrix: as for `cett`.
@@ -149,13 +153,13 @@ def threshold_at(x: Tensor, matrix: Tensor, target: float) -> float:
     """
     if not 0 <= target <= 1:
         raise ValueError(f"target is {target!r}; a CETT is a number from 0 to 1.")
-    norms = x.abs() * matrix.norm(dim=0)
+    norms, written = x.abs() * matrix.norm(dim=0), (x @ matrix.T).norm(dim=-1)
     sample = norms.flatten()[:: max(norms.numel() // CANDIDATES, 1)]
     candidates = torch.linspace(norms.min().item(), sample.quantile(HIGHEST).item(), CANDIDATES)
     left, right = 0, CANDIDATES - 1
     while left < right:
         middle = (left + right) // 2
-        if cett(x, matrix, candidates[middle].item()) > target:
+        if _cett(x, matrix, norms, written, candidates[middle].item()) > target:
             right = middle
         else:
             left = middle + 1
@@ -180,7 +184,7 @@ def thresholds_at(model, activations: Tensor, target: float) -> Tensor:
 
 
 def cett_at(ratio: Callable[[float], float], p: float = 1.0, evaluations: int = 15) -> float:
-    """Return the CETT at which perplexity has risen by p %, by bisection on [0, 1] (algorithm 1 of the paper).
+    """Return the CETT at which perplexity has risen by p %, by bisection on [0, 1]: PPL-p % (arXiv 2411.02335).
 
     Args:
         ratio: gives the perplexity at a CETT as a multiple of that of the dense model.

@@ -11,6 +11,7 @@ from austeer.exercises.momentum import check_null_by_pairs, check_overlap
 from austeer.exercises.odesteer import check_euler, check_sketch_matrix
 from austeer.exercises.scale import check_halving, check_parameters
 from austeer.exercises.scaling import check_log_odds, check_slope
+from austeer.exercises.sparsity import check_cett_curve, check_effective_number
 from austeer.exercises.start import check_swing, check_units_per_layer
 from austeer.exercises.verdict import Verdict
 from austeer.exercises.your_own import check_balance, check_choose
@@ -20,11 +21,13 @@ __all__ = [
     "check_arrived",
     "check_balance",
     "check_calibrated",
+    "check_cett_curve",
     "check_choose",
     "check_common_share",
     "check_contributions",
     "check_curse",
     "check_discoveries",
+    "check_effective_number",
     "check_euler",
     "check_fold",
     "check_halving",
