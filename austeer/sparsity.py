@@ -194,7 +194,10 @@ def cett_at(ratio: Callable[[float], float], p: float = 1.0, evaluations: int = 
     low, high = 0.0, 1.0
     for _ in range(evaluations):
         middle = (low + high) / 2
-        low, high = (middle, high) if ratio(middle) < 1 + p / 100 else (low, middle)
+        if ratio(middle) < 1 + p / 100:
+            low = middle
+        else:
+            high = middle
     return (low + high) / 2
 
 
