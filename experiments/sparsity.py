@@ -2,8 +2,9 @@
 
     python experiments/sparsity.py
 
-The text is documents of the book's own sets: the eight texts of a topic, one a line. Thresholds come from every eighth
-document, and everything is measured on all of them. Resumable; a quarter of an hour on two quiet CPU cores.
+The text is documents of the book's own sets: the eight texts of a topic, one a line. While rules are
+compared, perplexity is that of every fourth document, and thresholds come from four, one of each set; what is found is
+run on all of them, and on documents of other topics. Resumable; a quarter of an hour on two quiet CPU cores.
 """
 
 from collections.abc import Callable
@@ -41,13 +42,13 @@ class Measure:
 
     Args:
         rows, model: of the run.
-        texts: by part, "fitted" and "held out".
+        texts: by part: "search", "fitted" and "held out".
     """
 
     def __init__(self, rows: Rows, model, texts: dict[str, list[str]]):
         self.rows, self.model, self.texts = rows, model, texts
 
-    def __call__(self, cell: dict, steering: Callable[[], Steering | None], part: str = "fitted", **more) -> dict:
+    def __call__(self, cell: dict, steering: Callable[[], Steering | None], part: str = "search", **more) -> dict:
         """Return the row of a cell; the steering is made only if the row is not there."""
         cell = {"part": part, **cell}
         if (row := self.rows.get(cell=cell)) is None:
@@ -70,7 +71,7 @@ def search(measure: Measure, activations: torch.Tensor, p: float, evaluations: i
 
     def ratio(target: float) -> float:
         cell = {"rule": "CETT", "target": target}
-        found = measure.rows.get(cell={"part": "fitted", **cell})
+        found = measure.rows.get(cell={"part": "search", **cell})
         if found is None:
             thresholds = sparsity.thresholds_at(measure.model, activations, target)
             steering = sparsity.sparsified(measure.model, thresholds)
@@ -96,9 +97,10 @@ def final(measure: Measure, some: torch.Tensor, p: float, target: float) -> torc
                 matrix = weight(model, Place(layer, "neuron"))
                 reached[layer] += sparsity.cett(x[:, layer], matrix, threshold) / len(measure.texts["fitted"])
         more = {"target": target, "thresholds": rounded(thresholds, 6), "grid": grid, "CETT": rounded(reached)}
-        row = measure(cell, lambda: sparsity.sparsified(model, thresholds), **more)
+        row = measure(cell, lambda: sparsity.sparsified(model, thresholds), "fitted", **more)
     steering = sparsity.sparsified(model, torch.tensor(row["thresholds"]))
-    measure({"rule": "dense"}, lambda: None, "held out")
+    for part in ("fitted", "held out"):
+        measure({"rule": "dense"}, lambda: None, part)
     measure(cell, lambda: steering, "held out")
     return torch.tensor(row["thresholds"])
 
@@ -116,10 +118,10 @@ def on_a_grid(x: torch.Tensor, matrix: torch.Tensor, target: float) -> float:
 def gated(measure: Measure, rule: str, share: float) -> None:
     """Run a rule as the code does, on act(W_g x) in place of the gated activation, document by document."""
     model, cell = measure.model, {"rule": f"code's {rule}", "target": share}
-    if measure.rows.get(cell={"part": "fitted", **cell}) is not None:
+    if measure.rows.get(cell={"part": "search", **cell}) is not None:
         return
     nats, kept = [], []
-    for text in tqdm(measure.texts["fitted"], desc=f"code's {rule}", leave=False):
+    for text in tqdm(measure.texts["search"], desc=f"code's {rule}", leave=False):
         batch = encode(model, [text])
         with torch.no_grad(), model.trace(batch, use_cache=False):
             shares = [].save()
@@ -136,9 +138,9 @@ def gated(measure: Measure, rule: str, share: float) -> None:
             lost = (-logits.gather(-1, batch["input_ids"][0, 1:, None])).sum().save()
         nats.append(lost)
         kept.append(torch.stack(shares).mean())
-    dense = measure.rows.get(cell={"part": "fitted", "rule": "dense"})
+    dense = measure.rows.get(cell={"part": "search", "rule": "dense"})
     measure.rows.add({
-        "cell": {"part": "fitted", **cell}, "share": round(torch.stack(kept).mean().item(), 5),
+        "cell": {"part": "search", **cell}, "share": round(torch.stack(kept).mean().item(), 5),
         "nats": rounded(torch.stack(nats), 2), "scored": dense["scored"],
     })  # fmt: skip
 
@@ -222,11 +224,11 @@ def who_matters(measure: Measure, thresholds: torch.Tensor) -> None:
 
 def main() -> None:
     """Run the cells that are missing."""
-    model = au.load()
+    model, texts = au.load(), documents("train", TOPICS)
+    texts = {"fitted": texts, "search": texts[::4], "held out": documents("test", TOPICS)}
     rows = Rows(RESULTS / "sparsity.jsonl", model)
-    measure = Measure(rows, model, {"fitted": documents("train", TOPICS), "held out": documents("test", TOPICS)})
-    some = sparsity.neuron_activations(model, measure.texts["fitted"][::8])
-    thresholds = final(measure, some, 1.0, search(measure, some, 1.0, 9))
+    measure, some = Measure(rows, model, texts), sparsity.neuron_activations(model, texts["fitted"][::TOPICS])
+    thresholds = final(measure, some, 1.0, search(measure, some, 1.0, 8))
     for share, epsilon in zip(SHARES, tqdm(epsilons(some), desc="baselines"), strict=True):
         measure({"rule": "top-k", "target": share}, lambda share=share: sparsity.top_k(model, share))
         measure({"rule": "FAT", "target": epsilon}, lambda epsilon=epsilon: sparsity.fat(model, epsilon))
