@@ -48,11 +48,11 @@ class Measure:
     def __init__(self, rows: Rows, model, texts: dict[str, list[str]]):
         self.rows, self.model, self.texts = rows, model, texts
 
-    def __call__(self, cell: dict, steering: Callable[[], Steering | None], part: str = "search", **more) -> dict:
-        """Return the row of a cell; the steering is made only if the row is not there."""
+    def __call__(self, cell: dict, steering: Steering | None, part: str = "search", **more) -> dict:
+        """Return the row of a cell."""
         cell = {"part": part, **cell}
         if (row := self.rows.get(cell=cell)) is None:
-            found = sparsity.activity(self.model, self.texts[part], steering())
+            found = sparsity.activity(self.model, self.texts[part], steering)
             row = self.rows.add({
                 "cell": cell, "share": round(found.active.mean().item(), 5), "layers": rounded(found.active.mean(1)),
                 "nats": rounded(found.nats, 2), "scored": found.scored.tolist(), "tokens": found.tokens, **more,
@@ -75,8 +75,8 @@ def search(measure: Measure, some: torch.Tensor, p: float, evaluations: int) -> 
             if row is None:
                 thresholds = sparsity.thresholds_at(measure.model, some, target)
                 steering = sparsity.sparsified(measure.model, thresholds)
-                row = measure(cell, lambda: steering, part)
-            found = perplexity(row) / perplexity(measure({"rule": "dense"}, lambda: None, part))
+                row = measure(cell, steering, part)
+            found = perplexity(row) / perplexity(measure({"rule": "dense"}, None, part))
             if abs(found - 1 - p / 100) > 0.01:  # far more than the few documents leave open
                 break
         return found
@@ -100,11 +100,11 @@ def final(measure: Measure, some: torch.Tensor, p: float, target: float) -> torc
                 matrix = weight(model, Place(layer, "neuron"))
                 reached[layer] += sparsity.cett(x[:, layer], matrix, threshold) / len(measure.texts["fitted"])
         more = {"target": target, "thresholds": rounded(thresholds, 6), "grid": grid, "CETT": rounded(reached)}
-        row = measure(cell, lambda: sparsity.sparsified(model, thresholds), "fitted", **more)
+        row = measure(cell, sparsity.sparsified(model, thresholds), "fitted", **more)
     steering = sparsity.sparsified(model, torch.tensor(row["thresholds"]))
     for part in ("fitted", "held out"):
-        measure({"rule": "dense"}, lambda: None, part)
-    measure(cell, lambda: steering, "held out")
+        measure({"rule": "dense"}, None, part)
+    measure(cell, steering, "held out")
     return torch.tensor(row["thresholds"])
 
 
@@ -233,8 +233,8 @@ def main() -> None:
     measure, some = Measure(rows, model, texts), sparsity.neuron_activations(model, texts["fitted"][::TOPICS])
     thresholds = final(measure, some, 1.0, search(measure, some, 1.0, 7))
     for share, epsilon in zip(SHARES, tqdm(epsilons(some), desc="baselines"), strict=True):
-        measure({"rule": "top-k", "target": share}, lambda share=share: sparsity.top_k(model, share))
-        measure({"rule": "FAT", "target": epsilon}, lambda epsilon=epsilon: sparsity.fat(model, epsilon))
+        measure({"rule": "top-k", "target": share}, sparsity.top_k(model, share))
+        measure({"rule": "FAT", "target": epsilon}, sparsity.fat(model, epsilon))
     for rule in ("top-k", "top-k of a token"):
         gated(measure, rule, 0.5)
     search(measure, some, 10.0, 4)
