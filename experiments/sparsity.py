@@ -69,12 +69,13 @@ def search(measure: Measure, some: torch.Tensor, p: float, evaluations: int) -> 
     """Find the CETT at which perplexity is up by p %: on every fourth document where that decides, else on all."""
 
     def ratio(target: float) -> float:
-        cell, found = {"rule": "CETT", "target": target}, 1.0
+        cell, found, steering = {"rule": "CETT", "target": target}, 1.0, None
         for part in ("search", "fitted") if p == 1 else ("search",):
             row = measure.rows.get(cell={"part": part, **cell})
             if row is None:
-                thresholds = sparsity.thresholds_at(measure.model, some, target)
-                steering = sparsity.sparsified(measure.model, thresholds)
+                if steering is None:
+                    thresholds = sparsity.thresholds_at(measure.model, some, target)
+                    steering = sparsity.sparsified(measure.model, thresholds)
                 row = measure(cell, steering, part)
             found = perplexity(row) / perplexity(measure({"rule": "dense"}, None, part))
             if abs(found - 1 - p / 100) > 0.01:  # far more than the few documents leave open
