@@ -21,7 +21,7 @@ from austeer.steering import Scale, Steering
 
 SETS = ("sentiment", "formality", "agreement", "refusal")
 TOPICS = 14  # of each set: 56 documents
-SHARES = (0.35, 0.5, 0.65)  # that top-k keeps, and for which FAT's epsilon and the code's rules are set
+SHARES = (0.4, 0.6, 0.75, 0.88)  # that top-k keeps, and for which FAT's epsilon and the code's rules are set
 SILENCED = 461  # 1 % of 46,080
 
 
@@ -232,12 +232,12 @@ def main() -> None:
     texts = {"fitted": texts, "search": texts[::4], "held out": documents("test", TOPICS)}
     rows = Rows(RESULTS / "sparsity.jsonl", model)
     measure, some = Measure(rows, model, texts), sparsity.neuron_activations(model, texts["fitted"][::TOPICS])
-    thresholds = final(measure, some, 1.0, search(measure, some, 1.0, 7))
+    thresholds = final(measure, some, 1.0, search(measure, some, 1.0, 8))
     for share, epsilon in zip(SHARES, tqdm(epsilons(some), desc="baselines"), strict=True):
         measure({"rule": "top-k", "target": share}, sparsity.top_k(model, share))
         measure({"rule": "FAT", "target": epsilon}, sparsity.fat(model, epsilon))
     for rule in ("top-k", "top-k of a token"):
-        gated(measure, rule, 0.5)
+        gated(measure, rule, 0.6)
     search(measure, some, 10.0, 4)
     del some
     who_matters(measure, thresholds)
