@@ -7,8 +7,6 @@ from four of them, one of each set. Rules are compared on every fourth document;
 and what it finds is run on documents of other topics, too. Resumable; a quarter of an hour on two quiet CPU cores.
 """
 
-from collections.abc import Callable
-
 import torch
 from rows import RESULTS, Rows, rounded
 from tqdm.auto import tqdm
@@ -178,52 +176,59 @@ def alike(active: torch.Tensor, places: torch.Tensor, generator: torch.Generator
 
 
 def who_matters(measure: Measure, thresholds: torch.Tensor) -> None:
-    """Compare the neurons that momentum picks with those that are often active, and with those that write most."""
-    model, rows, texts = measure.model, measure.rows, measure.texts["held out"][::4]
+    """Compare the neurons that momentum picks with those that are active most often, and with those that write most."""
+    model, rows = measure.model, measure.rows
     found = sparsity.activity(model, measure.texts["search"], sparsity.sparsified(model, thresholds))
-    norms = torch.stack([weight(model, Place(layer, "neuron")).norm(dim=0) for layer in range(len(thresholds))])
-    often, strong = (values.flatten().topk(SILENCED).indices for values in (found.active, found.size * norms))
-    counts = torch.histc(found.active, 20, 0, 1).int().tolist()
-    always, seldom = int((found.active > 0.99).sum()), int((found.active < 0.001).sum())
-    cell = {"rule": "frequency"}
-    if rows.get(cell=cell) is None:
-        rows.add({"cell": cell, "histogram": counts, "above 0.99": always, "below 0.001": seldom})
-
-    picked = {}
+    norms = [weight(model, Place(layer, "neuron")).norm(dim=0) for layer in range(len(found.size))]
+    written = found.size * torch.stack(norms)
+    often = found.active + 1e-5 * written / written.max()  # many are active on every token: the longer output first
+    if rows.get(cell={"rule": "frequency"}) is None:
+        rows.add({
+            "cell": {"rule": "frequency"}, "histogram": torch.histc(found.active, 20, 0, 1).int().tolist(),
+            "always": int((found.active == 1).sum()), "above 0.99": int((found.active > 0.99).sum()),
+            "below 0.01": int((found.active < 0.01).sum()), "never": int((found.active == 0).sum()),
+        })  # fmt: skip
+    sets = {"often": often.flatten().topk(SILENCED).indices, "strong": written.flatten().topk(SILENCED).indices}
     for name in SETS:
         units = au.activation_momentum(model, au.split(au.load_pairs(name)).train, "neuron").top(SILENCED)
-        picked[name] = units.layer * found.active.shape[1] + units.index
-    for name, places in picked.items():
-        cell, generator = {"rule": "overlap", "behaviour": name}, torch.Generator().manual_seed(0)
+        sets[name] = units.layer * found.active.shape[1] + units.index
+    overlaps(rows, sets, found.active)
+    silencing(measure, sets, found.active)
+
+
+def overlaps(rows: Rows, sets: dict[str, torch.Tensor], active: torch.Tensor) -> None:
+    """Count what the neurons of a behaviour share with other sets, and what they would by luck, given the layers."""
+    layers, width = active.shape
+    per_layer = {name: torch.bincount(places // width, minlength=layers).double() for name, places in sets.items()}
+    for name in SETS:
+        cell, others = {"rule": "overlap", "behaviour": name}, [other for other in sets if other != name]
         if rows.get(cell=cell) is None:
-            per_layer = torch.bincount(places // found.active.shape[1], minlength=len(norms)).double()
-            shared, luck = {}, {}
-            for kind, others in {"often": often, "strong": strong, **picked}.items():
-                if kind != name:
-                    shared[kind] = len(set(others.tolist()) & set(places.tolist()))
-                    here = torch.bincount(others // found.active.shape[1], minlength=len(norms)).double()
-                    luck[kind] = round((per_layer * here / found.active.shape[1]).sum().item(), 2)
-            drawn = alike(found.active, places, generator, None)
+            drawn = alike(active, sets[name], torch.Generator().manual_seed(0), None)
+            luck = {other: (per_layer[name] * per_layer[other]).sum().item() / width for other in others}
             rows.add({
-                "cell": cell, "shared": shared, "by luck": luck, "layers": per_layer.int().tolist(),
-                "active": rounded(found.active.flatten()[places]),
-                "same layers": rounded(found.active.flatten()[drawn]),
+                "cell": cell, "layers": per_layer[name].int().tolist(),
+                "shared": {other: len(set(sets[other].tolist()) & set(sets[name].tolist())) for other in others},
+                "by luck": {other: round(expected, 2) for other, expected in luck.items()},
+                "active": rounded(active.flatten()[sets[name]]), "same layers": rounded(active.flatten()[drawn]),
             })  # fmt: skip
 
-    wanted: list[tuple[dict, Callable[[], torch.Tensor] | None]] = [({"units": "none"}, None)]
-    wanted += [({"units": "often"}, lambda: often), ({"units": "strong"}, lambda: strong)]
-    for name, places in picked.items():
-        wanted.append(({"units": "momentum", "behaviour": name}, lambda places=places: places))
-        for kind, near in (("same frequency", 20), ("same layers", None)):
-            for seed in range(2):
-                draw = torch.Generator().manual_seed(seed)
-                about = {"units": kind, "behaviour": name, "seed": seed}
-                wanted.append((about, lambda p=places, g=draw, n=near: alike(found.active, p, g, n)))
+
+def silencing(measure: Measure, sets: dict[str, torch.Tensor], active: torch.Tensor) -> None:
+    """Set the neurons of a set to zero, or others like them, and read documents of other topics."""
+    texts, wanted = measure.texts["held out"][::4], [({"units": "none"}, None)]
+    wanted += [({"units": name}, sets[name]) for name in ("often", "strong")]
+    for seed in range(2):
+        for name in SETS:
+            wanted.append(({"units": "momentum", "behaviour": name}, sets[name]))
+            for kind, near in (("same frequency", 20), ("same layers", None)):
+                drawn = alike(active, sets[name], torch.Generator().manual_seed(seed), near)
+                wanted.append(({"units": kind, "behaviour": name, "seed": seed}, drawn))
     for about, places in tqdm(wanted, desc="silenced"):
         cell = {"rule": "silence", **about}
-        if rows.get(cell=cell) is None:
-            steering = places and silence(model, places())
-            rows.add({"cell": cell, "log p": rounded(au.log_probability(model, texts, steering=steering), 3)})
+        if measure.rows.get(cell=cell) is None:
+            steering = None if places is None else silence(measure.model, places)
+            lost = au.log_probability(measure.model, texts, steering=steering)
+            measure.rows.add({"cell": cell, "log p": rounded(lost, 3)})
 
 
 def main() -> None:
