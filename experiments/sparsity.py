@@ -2,9 +2,9 @@
 
     python experiments/sparsity.py
 
-The text is documents of the book's own sets: the eight texts of a topic, one a line. Thresholds come
-from four of them, one of each set. Rules are compared, and the CETT is searched, on every fourth document; what is found
-is set right on all of them, and run on documents of other topics. Resumable; a quarter of an hour on two quiet CPU cores.
+The text is documents of the book's own sets: the eight texts of a topic, one a line. Thresholds come from four of them,
+one of each set. Rules are compared, and the CETT is searched, on every fourth document; what is found is set right on
+all of them, and run on documents of other topics. Resumable; a quarter of an hour on two quiet CPU cores.
 """
 
 import torch
@@ -113,7 +113,7 @@ def final(measure: Measure, some: torch.Tensor, target: float) -> torch.Tensor:
 def on_a_grid(x: torch.Tensor, matrix: torch.Tensor, target: float) -> float:
     """Return the threshold of a CETT by interpolation between 64 quantiles of the norms."""
     norms = (x.abs() * matrix.norm(dim=0)).flatten()
-    grid = norms[:: max(len(norms) // sparsity.CANDIDATES, 1)].quantile(torch.linspace(0.3, 0.99, 64))
+    grid = norms[:: max(len(norms) // sparsity.CANDIDATES, 1)].quantile(torch.linspace(0.02, 0.99, 64))
     found = torch.tensor([sparsity.cett(x, matrix, threshold.item()) for threshold in grid])
     after = int((found > target).float().argmax())
     part = (target - found[after - 1]) / (found[after] - found[after - 1])
