@@ -3,8 +3,8 @@
     python experiments/sparsity.py
 
 The text is documents of the book's own sets: the eight texts of a topic, one a line. Thresholds come from four of them,
-one of each set. Rules are compared, and the CETT is searched, on every fourth document; what is found is set right on
-all of them, and run on documents of other topics. Resumable; a quarter of an hour on two quiet CPU cores.
+one of each set. Rules are compared, and the CETT is searched, on every fourth document; what is found is run on all
+of them, and on documents of other topics. Resumable; a quarter of an hour on two quiet CPU cores.
 """
 
 import torch
@@ -77,19 +77,8 @@ def search(measure: Measure, some: torch.Tensor, p: float, evaluations: int) -> 
 
 
 def final(measure: Measure, some: torch.Tensor, target: float) -> torch.Tensor:
-    """Run two CETTs, below and above the one that was found, on all documents, and what lies at 1 % between them."""
-    model, dense = measure.model, perplexity(measure({"rule": "dense"}, None, "fitted"))
-    found = []
-    for factor in (0.9, 1.1):
-        cell = {"rule": "CETT", "target": round(factor * target, 5)}
-        row = measure.rows.get(cell={"part": "fitted", **cell})
-        if row is None:
-            steering = sparsity.sparsified(model, sparsity.thresholds_at(model, some, cell["target"]))
-            row = measure(cell, steering, "fitted")
-        found.append((cell["target"], perplexity(row) / dense))
-    (low, cheap), (high, dear) = found
-    target = round(low + (high - low) * (1.01 - cheap) / (dear - cheap), 5)
-    cell = {"rule": "PPL", "p": 1.0}
+    """Run the CETT that was found on all documents and on others; return its thresholds."""
+    model, cell = measure.model, {"rule": "PPL", "p": 1.0}
     row = measure.rows.get(cell={"part": "fitted", **cell})
     if row is None:
         thresholds = sparsity.thresholds_at(model, some, target)
@@ -105,7 +94,8 @@ def final(measure: Measure, some: torch.Tensor, target: float) -> torch.Tensor:
         more = {"target": target, "thresholds": rounded(thresholds, 6), "grid": grid, "CETT": rounded(reached)}
         row = measure(cell, sparsity.sparsified(model, thresholds), "fitted", **more)
     thresholds = torch.tensor(row["thresholds"])
-    measure({"rule": "dense"}, None, "held out")
+    for part in ("fitted", "held out"):
+        measure({"rule": "dense"}, None, part)
     measure(cell, sparsity.sparsified(model, thresholds), "held out")
     return thresholds
 
