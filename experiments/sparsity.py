@@ -82,22 +82,25 @@ def final(measure: Measure, some: torch.Tensor, target: float) -> torch.Tensor:
     row = measure.rows.get(cell={"part": "fitted", **cell})
     if row is None:
         thresholds = sparsity.thresholds_at(model, some, target)
-        grid = {  # the same thresholds, found in another way
-            layer: on_a_grid(some[:, layer], weight(model, Place(layer, "neuron")), target) for layer in (0, 15, 29)
-        }
-        reached = torch.zeros(len(thresholds))
-        for text in tqdm(measure.texts["fitted"], desc="CETT on all documents", leave=False):
-            x = sparsity.neuron_activations(model, [text])
-            for layer, threshold in enumerate(thresholds.tolist()):
-                matrix = weight(model, Place(layer, "neuron"))
-                reached[layer] += sparsity.cett(x[:, layer], matrix, threshold) / len(measure.texts["fitted"])
-        more = {"target": target, "thresholds": rounded(thresholds, 6), "grid": grid, "CETT": rounded(reached)}
+        more = {"target": target, "thresholds": rounded(thresholds, 6)}
         row = measure(cell, sparsity.sparsified(model, thresholds), "fitted", **more)
     thresholds = torch.tensor(row["thresholds"])
     for part in ("fitted", "held out"):
         measure({"rule": "dense"}, None, part)
     measure(cell, sparsity.sparsified(model, thresholds), "held out")
     return thresholds
+
+
+def check(measure: Measure, some: torch.Tensor, thresholds: torch.Tensor) -> None:
+    """Say what CETT the layers have on every fourth document, and find some of the thresholds in another way."""
+    model, cell = measure.model, {"rule": "check"}
+    if measure.rows.get(cell=cell) is None:
+        target = measure.rows.get(cell={"part": "fitted", "rule": "PPL", "p": 1.0})["target"]
+        matrices = [weight(model, Place(layer, "neuron")) for layer in range(len(thresholds))]
+        x = sparsity.neuron_activations(model, measure.texts["search"])
+        reached = [sparsity.cett(x[:, n], matrices[n], threshold) for n, threshold in enumerate(thresholds.tolist())]
+        grid = {layer: on_a_grid(some[:, layer], matrices[layer], target) for layer in (0, 15, 29)}
+        measure.rows.add({"cell": cell, "CETT": [round(value, 5) for value in reached], "grid": grid})
 
 
 def on_a_grid(x: torch.Tensor, matrix: torch.Tensor, target: float) -> float:
@@ -237,6 +240,7 @@ def main() -> None:
     for rule in ("top-k", "top-k of a token"):
         gated(measure, rule, 0.6)
     search(measure, some, 10.0, 4)
+    check(measure, some, thresholds)
     del some
     who_matters(measure, thresholds)
 
