@@ -240,6 +240,9 @@ def main() -> None:
     for rule in ("top-k", "top-k of a token"):
         gated(measure, rule, 0.6)
     search(measure, some, 10.0, 4)
+    whole = sparsity.thresholds_at(model, some, 0.125)
+    whole[0] = 0.0
+    measure({"rule": "CETT, first layer whole", "target": 0.125}, sparsity.sparsified(model, whole))
     check(measure, some, thresholds)
     del some
     who_matters(measure, thresholds)
