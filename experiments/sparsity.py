@@ -239,7 +239,7 @@ def main() -> None:
         measure({"rule": "FAT", "target": epsilon}, sparsity.fat(model, epsilon))
     for rule in ("top-k", "top-k of a token"):
         gated(measure, rule, 0.6)
-    search(measure, some, 10.0, 4)
+    search(measure, some, 10.0, 5)
     whole = sparsity.thresholds_at(model, some, 0.125)
     whole[0] = 0.0
     measure({"rule": "CETT, first layer whole", "target": 0.125}, sparsity.sparsified(model, whole))
