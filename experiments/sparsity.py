@@ -2,9 +2,9 @@
 
     python experiments/sparsity.py
 
-The text is documents of the book's own sets: the eight texts of a topic, one a line. Thresholds come from four of them,
-one of each set. Rules are compared, and the CETT is searched, on every fourth document; what is found is run on all
-of them, and on documents of other topics. Resumable; a quarter of an hour on two quiet CPU cores.
+The text is documents of the book's own sets: the eight texts of a topic, one a line. In the search thresholds come from
+every eighth document and the perplexity from all; the CETT that is found has its thresholds set on all of them, and is
+tried on documents of other topics. Resumable; a quarter of an hour on two quiet CPU cores.
 """
 
 import torch
@@ -19,8 +19,9 @@ from austeer.steering import Scale, Steering
 
 SETS = ("sentiment", "formality", "agreement", "refusal")
 TOPICS = 14  # of each set: 56 documents
-SHARES = (0.4, 0.6, 0.8)  # that top-k keeps, and for which FAT's epsilon and the code's rules are set
-SILENCED = 461  # 1 % of 46,080
+EVALUATIONS = {1.0: 11, 10.0: 5}  # of the search, by p
+SHARES = (0.4, 0.6, 0.7, 0.8)  # that top-k keeps, and for which FAT's epsilon and the code's rules are set
+SILENCED, DRAWS = 461, 5  # 1 % of 46,080; how often others like them are drawn
 
 
 def documents(part: str, topics: int) -> list[str]:
@@ -40,20 +41,24 @@ class Measure:
 
     Args:
         rows, model: of the run.
-        texts: by part: "search", "fitted" and "held out".
+        texts: by part: "fitted" and "held out".
     """
 
     def __init__(self, rows: Rows, model, texts: dict[str, list[str]]):
         self.rows, self.model, self.texts = rows, model, texts
 
-    def __call__(self, cell: dict, steering: Steering | None, part: str = "search", **more) -> dict:
-        """Return the row of a cell."""
-        cell = {"part": part, **cell}
-        if (row := self.rows.get(cell=cell)) is None:
+    def known(self, cell: dict, part: str = "fitted") -> dict | None:
+        """Return the row of a cell, if it is there."""
+        return self.rows.get(cell={"part": part, **cell})
+
+    def __call__(self, cell: dict, steering: Steering | None, part: str = "fitted", **more) -> dict:
+        """Return the row of a cell, which is made where it is missing."""
+        if (row := self.known(cell, part)) is None:
             found = sparsity.activity(self.model, self.texts[part], steering)
             row = self.rows.add({
-                "cell": cell, "share": round(found.active.mean().item(), 5), "layers": rounded(found.active.mean(1)),
-                "nats": rounded(found.nats, 2), "scored": found.scored.tolist(), "tokens": found.tokens, **more,
+                "cell": {"part": part, **cell}, "share": round(found.active.mean().item(), 5),
+                "layers": rounded(found.active.mean(1)), "nats": rounded(found.nats, 2),
+                "scored": found.scored.tolist(), "tokens": found.tokens, **more,
             })  # fmt: skip
         return row
 
@@ -63,44 +68,42 @@ def perplexity(row: dict) -> float:
     return torch.tensor(sum(row["nats"]) / sum(row["scored"])).exp().item()
 
 
-def search(measure: Measure, some: torch.Tensor, p: float, evaluations: int) -> float:
-    """Find the CETT at which the perplexity of every fourth document is up by p %; each step leaves a row."""
+def search(measure: Measure, some: torch.Tensor, p: float) -> float:
+    """Find the CETT at which the perplexity of all documents is up by p %; each step leaves a row."""
 
     def ratio(target: float) -> float:
         cell = {"rule": "CETT", "target": target}
-        row = measure.rows.get(cell={"part": "search", **cell})
+        row = measure.known(cell)
         if row is None:
             row = measure(cell, sparsity.sparsified(measure.model, sparsity.thresholds_at(measure.model, some, target)))
         return perplexity(row) / perplexity(measure({"rule": "dense"}, None))
 
-    return sparsity.cett_at(ratio, p, evaluations)
+    return sparsity.cett_at(ratio, p, EVALUATIONS[p])
 
 
 def final(measure: Measure, some: torch.Tensor, target: float) -> torch.Tensor:
-    """Run the CETT that was found on all documents and on others; return its thresholds."""
+    """Set the thresholds of the CETT that was found on all documents, try them on others, and return them.
+
+    Beside them stand those of every eighth document, what CETT the layers have on the other documents, and thresholds
+    of some layers that were found in another way.
+    """
     model, cell = measure.model, {"rule": "PPL", "p": 1.0}
-    row = measure.rows.get(cell={"part": "fitted", **cell})
-    if row is None:
-        thresholds = sparsity.thresholds_at(model, some, target)
-        more = {"target": target, "thresholds": rounded(thresholds, 6)}
-        row = measure(cell, sparsity.sparsified(model, thresholds), "fitted", **more)
-    thresholds = torch.tensor(row["thresholds"])
-    for part in ("fitted", "held out"):
-        measure({"rule": "dense"}, None, part)
+    if measure.known(cell) is None:
+        matrices = [weight(model, Place(layer, "neuron")) for layer in range(some.shape[1])]
+        x = sparsity.neuron_activations(model, measure.texts["fitted"])
+        thresholds = sparsity.thresholds_at(model, x, target)
+        more = {
+            "target": target, "thresholds": rounded(thresholds, 6),
+            "of an eighth": rounded(sparsity.thresholds_at(model, some, target), 6),
+            "grid": {layer: on_a_grid(x[:, layer], matrices[layer], target) for layer in (0, 15, 29)},
+        }  # fmt: skip
+        x = sparsity.neuron_activations(model, measure.texts["held out"])
+        reached = [sparsity.cett(x[:, n], matrices[n], threshold) for n, threshold in enumerate(thresholds.tolist())]
+        measure(cell, sparsity.sparsified(model, thresholds), **more, elsewhere=[round(one, 5) for one in reached])
+    thresholds = torch.tensor(measure.known(cell)["thresholds"])
+    measure({"rule": "dense"}, None, "held out")
     measure(cell, sparsity.sparsified(model, thresholds), "held out")
     return thresholds
-
-
-def check(measure: Measure, some: torch.Tensor, thresholds: torch.Tensor) -> None:
-    """Say what CETT the layers have on every fourth document, and find some of the thresholds in another way."""
-    model, cell = measure.model, {"rule": "check"}
-    if measure.rows.get(cell=cell) is None:
-        target = measure.rows.get(cell={"part": "fitted", "rule": "PPL", "p": 1.0})["target"]
-        matrices = [weight(model, Place(layer, "neuron")) for layer in range(len(thresholds))]
-        x = sparsity.neuron_activations(model, measure.texts["search"])
-        reached = [sparsity.cett(x[:, n], matrices[n], threshold) for n, threshold in enumerate(thresholds.tolist())]
-        grid = {layer: on_a_grid(some[:, layer], matrices[layer], target) for layer in (0, 15, 29)}
-        measure.rows.add({"cell": cell, "CETT": [round(value, 5) for value in reached], "grid": grid})
 
 
 def on_a_grid(x: torch.Tensor, matrix: torch.Tensor, target: float) -> float:
@@ -116,10 +119,10 @@ def on_a_grid(x: torch.Tensor, matrix: torch.Tensor, target: float) -> float:
 def gated(measure: Measure, rule: str, share: float) -> None:
     """Run a rule as the code does, on act(W_g x) in place of the gated activation, document by document."""
     model, cell = measure.model, {"rule": f"code's {rule}", "target": share}
-    if measure.rows.get(cell={"part": "search", **cell}) is not None:
+    if measure.known(cell) is not None:
         return
     nats, kept = [], []
-    for text in tqdm(measure.texts["search"], desc=f"code's {rule}", leave=False):
+    for text in tqdm(measure.texts["fitted"], desc=f"code's {rule}", leave=False):
         batch = encode(model, [text])
         with torch.no_grad(), model.trace(batch, use_cache=False):
             shares = [].save()
@@ -136,10 +139,9 @@ def gated(measure: Measure, rule: str, share: float) -> None:
             lost = (-logits.gather(-1, batch["input_ids"][0, 1:, None])).sum().save()
         nats.append(lost)
         kept.append(torch.stack(shares).mean())
-    dense = measure.rows.get(cell={"part": "search", "rule": "dense"})
     measure.rows.add({
-        "cell": {"part": "search", **cell}, "share": round(torch.stack(kept).mean().item(), 5),
-        "nats": rounded(torch.stack(nats), 2), "scored": dense["scored"],
+        "cell": {"part": "fitted", **cell}, "share": round(torch.stack(kept).mean().item(), 5),
+        "nats": rounded(torch.stack(nats), 2), "scored": measure({"rule": "dense"}, None)["scored"],
     })  # fmt: skip
 
 
@@ -174,10 +176,10 @@ def alike(active: torch.Tensor, places: torch.Tensor, generator: torch.Generator
 def who_matters(measure: Measure, thresholds: torch.Tensor) -> None:
     """Compare the neurons that momentum picks with those that are active most often, and with those that write most."""
     model, rows = measure.model, measure.rows
-    found = sparsity.activity(model, measure.texts["search"], sparsity.sparsified(model, thresholds))
-    norms = [weight(model, Place(layer, "neuron")).norm(dim=0) for layer in range(len(found.size))]
-    written = found.size * torch.stack(norms)
-    often = found.active + 1e-5 * written / written.max()  # many are active on every token: the longer output first
+    found = sparsity.activity(model, measure.texts["fitted"], sparsity.sparsified(model, thresholds))
+    width = found.active.shape[1]
+    written = found.size * torch.stack([weight(model, Place(n, "neuron")).norm(dim=0) for n in range(len(found.size))])
+    often = found.active + 1e-5 * written / written.max()  # of those active on every token, the longer output first
     if rows.get(cell={"rule": "frequency"}) is None:
         rows.add({
             "cell": {"rule": "frequency"}, "histogram": torch.histc(found.active, 20, 0, 1).int().tolist(),
@@ -187,33 +189,23 @@ def who_matters(measure: Measure, thresholds: torch.Tensor) -> None:
     sets = {"often": often.flatten().topk(SILENCED).indices, "strong": written.flatten().topk(SILENCED).indices}
     for name in SETS:
         units = au.activation_momentum(model, au.split(au.load_pairs(name)).train, "neuron").top(SILENCED)
-        sets[name] = units.layer * found.active.shape[1] + units.index
-    overlaps(rows, sets, found.active)
-    silencing(measure, sets, found.active)
-
-
-def overlaps(rows: Rows, sets: dict[str, torch.Tensor], active: torch.Tensor) -> None:
-    """Count what the neurons of a behaviour share with other sets, and what they would by luck, given the layers."""
-    layers, width = active.shape
-    per_layer = {name: torch.bincount(places // width, minlength=layers).double() for name, places in sets.items()}
-    for name in SETS:
-        cell, others = {"rule": "overlap", "behaviour": name}, [other for other in sets if other != name]
-        if rows.get(cell=cell) is None:
-            drawn = alike(active, sets[name], torch.Generator().manual_seed(0), None)
-            luck = {other: (per_layer[name] * per_layer[other]).sum().item() / width for other in others}
+        sets[name] = units.layer * width + units.index
+    for name, places in sets.items():
+        if rows.get(cell={"rule": "set", "units": name}) is None:
+            drawn = alike(found.active, places, torch.Generator().manual_seed(0), None)
             rows.add({
-                "cell": cell, "layers": per_layer[name].int().tolist(),
-                "shared": {other: len(set(sets[other].tolist()) & set(sets[name].tolist())) for other in others},
-                "by luck": {other: round(expected, 2) for other, expected in luck.items()},
-                "active": rounded(active.flatten()[sets[name]]), "same layers": rounded(active.flatten()[drawn]),
+                "cell": {"rule": "set", "units": name}, "places": sorted(places.tolist()),
+                "active": round(found.active.flatten()[places].median().item(), 4),
+                "same layers": round(found.active.flatten()[drawn].median().item(), 4),
             })  # fmt: skip
+    silencing(measure, sets, found.active)
 
 
 def silencing(measure: Measure, sets: dict[str, torch.Tensor], active: torch.Tensor) -> None:
     """Set the neurons of a set to zero, or others like them, and read documents of other topics."""
     texts, wanted = measure.texts["held out"][::4], [({"units": "none"}, None)]
     wanted += [({"units": name}, sets[name]) for name in ("often", "strong")]
-    for seed in range(2):
+    for seed in range(DRAWS):
         for name in SETS:
             wanted.append(({"units": "momentum", "behaviour": name}, sets[name]))
             for kind, near in (("same frequency", 20), ("same layers", None)):
@@ -229,22 +221,20 @@ def silencing(measure: Measure, sets: dict[str, torch.Tensor], active: torch.Ten
 
 def main() -> None:
     """Run the cells that are missing."""
-    model, texts = au.load(), documents("train", TOPICS)
-    texts = {"fitted": texts, "search": texts[::4], "held out": documents("test", TOPICS)}
+    model, texts = au.load(), {"fitted": documents("train", TOPICS), "held out": documents("test", TOPICS)}
     rows = Rows(RESULTS / "sparsity.jsonl", model)
-    measure, some = Measure(rows, model, texts), sparsity.neuron_activations(model, texts["fitted"][::TOPICS])
-    thresholds = final(measure, some, search(measure, some, 1.0, 8))
+    measure, some = Measure(rows, model, texts), sparsity.neuron_activations(model, texts["fitted"][::8])
+    thresholds = final(measure, some, search(measure, some, 1.0))
+    search(measure, some, 10.0)
     for share, epsilon in zip(SHARES, tqdm(epsilons(some), desc="baselines"), strict=True):
         measure({"rule": "top-k", "target": share}, sparsity.top_k(model, share))
         measure({"rule": "FAT", "target": epsilon}, sparsity.fat(model, epsilon))
     for rule in ("top-k", "top-k of a token"):
         gated(measure, rule, 0.6)
-    search(measure, some, 10.0, 5)
-    whole = sparsity.thresholds_at(model, some, 0.125)
-    whole[0] = 0.0
-    measure({"rule": "CETT, first layer whole", "target": 0.125}, sparsity.sparsified(model, whole))
-    check(measure, some, thresholds)
-    del some
+    if measure.known({"rule": "CETT, first layer whole", "target": 0.125}) is None:
+        whole = sparsity.thresholds_at(model, some, 0.125)
+        whole[0] = 0.0
+        measure({"rule": "CETT, first layer whole", "target": 0.125}, sparsity.sparsified(model, whole))
     who_matters(measure, thresholds)
 
 

@@ -150,8 +150,11 @@ def test_perplexity_is_over_all_tokens(tiny):
     model = tiny("llama")
     found = sparsity.activity(model, TEXTS)
     assert found.tokens == found.scored.sum() + len(TEXTS)
-    assert found.perplexity() == pytest.approx((found.nats.sum() / found.scored.sum()).exp().item())
-    assert torch.allclose(found.nats.float(), -au.log_probability(model, TEXTS), rtol=1e-4)
+    lost = [-au.log_probability(model, [text]).item() for text in TEXTS]
+    tokens = [len(model.tokenizer(text).input_ids) - 1 for text in TEXTS]
+    assert found.scored.tolist() == tokens and len(set(tokens)) > 1
+    assert found.nats.tolist() == pytest.approx(lost, rel=1e-4)
+    assert found.perplexity() == pytest.approx(2.718281828 ** (sum(lost) / sum(tokens)), rel=1e-4)
     assert (found.active == 1).all()
 
 
@@ -172,8 +175,9 @@ def test_a_sparse_model_can_be_saved_rehearsed_and_generates(tiny, tmp_path):
         texts = au.generate(model, TEXTS[:1], steering, max_new_tokens=3)
         assert au.generate(model, TEXTS[:1], loaded, max_new_tokens=3) == texts
         here = sparsity.activity(model, TEXTS, steering)
-        there = sparsity.activity(tiny("llama", remote="local"), TEXTS, steering)
+        there = sparsity.activity(tiny("llama", remote="local"), TEXTS, loaded)
         assert torch.allclose(here.nats, there.nats, rtol=1e-5) and torch.equal(here.active, there.active)
+        assert here.active.mean() < 0.9
 
 
 def test_bad_input_is_named(tiny):
