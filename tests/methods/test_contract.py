@@ -87,6 +87,14 @@ CONTRACT = [
         lambda model: methods.MiMiC.fit(model, PAIRS, layer=1, alpha=40.0),
         {"a_minus_negates_the_displacement": "A map has no negative: it is refused."},
     ),
+    Listed(
+        "Rotation",
+        lambda model: methods.Rotation(au.activation_momentum(model, PAIRS, "residual"), layer=1, alpha=0.9),
+        {
+            "a_factor_scales_the_displacement": "Its strength is an angle, and half the angle is not half the chord.",
+            "a_minus_negates_the_displacement": "It turns the other way by the same angle, along another chord.",
+        },
+    ),
     Listed("AlphaSteer", lambda model: gated(model)),
     Listed("WAS", lambda model: controlled(model), dict.fromkeys(FIRST_PASS, "It leaves the prompt's own pass alone.")),
 ]
