@@ -12,5 +12,6 @@ from austeer.methods.sadi import SADI
 from austeer.methods.was import WAS
 
 __all__ = [
-    "CAA", "ITI", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC", "ODESteer", "Rotation",
+    "CAA", "ITI", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC", "ODESteer",
+    "Rotation",
 ]  # fmt: skip
