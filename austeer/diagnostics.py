@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -338,15 +339,38 @@ def indicators(model, prompts: Sequence[str], texts: Sequence[str], steering: St
     return Indicators(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
+def changes(steered: Indicators, unsteered: Indicators) -> dict[str, float]:
+    """Return what a run's indicators say as a few numbers, each a mean over its texts and 0 where nothing is steered.
+
+    Args:
+        steered: of the texts that the steered model wrote.
+        unsteered: of those that the model wrote for the same prompts without a steering.
+
+    Returns:
+        hesitation: log of the branching factor over that without steering.
+        hesitation on one text: log of the branching factor over that of the unsteered model on the same text.
+        reach: log of the tokens read over those that the unsteered model reads in the same text.
+        towards the push: KL to what the push says, before minus after, in nats.
+        shift: log of 1 + KL(steered || unsteered), nats.
+    """
+    return {
+        "hesitation": (steered.entropy.mean() - unsteered.entropy.mean()).item(),
+        "hesitation on one text": (steered.entropy - steered.entropy_before).mean().item(),
+        "reach": (steered.reach / steered.reach_before).log().mean().item(),
+        "towards the push": (steered.to_push_before - steered.to_push).nan_to_num().mean().item(),
+        "shift": steered.shift.log1p().mean().item(),
+    }
+
+
 @dataclass(frozen=True)
 class TrafficLight:
     """What to expect of a steering, from inside the model alone: no text was judged.
 
     Args:
-        colour: "red" (its text is likely to fall apart), "amber" (readable, but the behaviour is not likely to show) or
-            "green".
+        colour: "red" (its texts are likely to fall apart), "amber" (readable, but the behaviour is not likely to show)
+            or "green".
         reasons: one sentence for each thing that was looked at.
-        numbers: the two probabilities and the indicators that they come from.
+        numbers: the two probabilities, and the changes that they come from.
         texts: what the steered model wrote, for the reader's own eyes.
     """
 
@@ -356,12 +380,59 @@ class TrafficLight:
     texts: list[str] = field(repr=False)
 
     def __repr__(self) -> str:
-        return "\n".join([f"{self.colour}: " + self.reasons[0], *(f"  {reason}" for reason in self.reasons[1:])])
+        return "\n  ".join([self.colour, *self.reasons])
 
     def _repr_html_(self) -> str:
         shade = {"red": "#c62828", "amber": "#b45309", "green": "#2e7d32"}[self.colour]
         lines = "<br>".join(html.escape(reason) for reason in self.reasons)
         return f"<p style='border-left:6px solid {shade};padding-left:8px'><b>{self.colour}</b><br>{lines}</p>"
+
+
+def traffic_light(model, prompts: Sequence[str], steering: Steering, *, template: str | None = None) -> TrafficLight:
+    """Say what to expect of a steering: 24 greedy tokens for each prompt, with it and without it, and one look inside.
+
+    Two logistic regressions on `changes`, fitted on the steered runs of chapter 16: one for coherent texts, one for
+    texts that are coherent and show the behaviour. They come from one small model and ten behaviours.
+
+    Args:
+        model: a local model from `load()`.
+        prompts: eight or so, of the kind that the steering is for.
+        steering: any.
+        template: None or "chat".
+
+    Raises:
+        ValueError: as `generate` and `indicators`.
+    """
+    require_steering(steering, model)
+    prompts = apply_template(model, several(prompts), template)
+    texts = generate(model, prompts * 2, [None] * len(prompts) + [steering] * len(prompts), **GREEDY_24)
+    plain, steered = texts[: len(prompts)], texts[len(prompts) :]
+    found = changes(indicators(model, prompts, steered, steering), indicators(model, prompts, plain, None))
+    chance = {row["predicts"]: probability(found, row) for row in load_results("traffic_light")}
+    return TrafficLight(*verdict(chance, found), {**chance, **found}, steered)
+
+
+def probability(found: dict[str, float], row: dict) -> float:
+    """Return what a logistic regression makes of `changes`; the row has `center`, `scale`, `weight` by name, `bias`."""
+    total = row["bias"]
+    for name, weight in row["weight"].items():
+        total += weight * (found[name] - row["center"][name]) / row["scale"][name]
+    return 1 / (1 + math.exp(-total))
+
+
+def verdict(chance: dict[str, float], found: dict[str, float]) -> tuple[str, list[str]]:
+    """Return the colour of a traffic light and its reasons, from two probabilities and the changes behind them."""
+    coherent, works = chance["coherent"], chance["works"]
+    colour = "red" if coherent < 0.5 else "green" if works >= 0.5 else "amber"
+    times = {name: math.exp(found[name]) for name in ("hesitation", "hesitation on one text", "reach")}
+    return colour, [
+        f"texts stay whole with probability {coherent:.2f}, and show the behaviour, too, with {works:.2f}",
+        f"branching factor: {times['hesitation']:.2f} x that without steering, "
+        f"{times['hesitation on one text']:.2f} x on the same text",
+        f"a head reads {times['reach']:.2f} x as many tokens",
+        f"KL to what the push says: {found['towards the push']:+.2f} nats nearer",
+        f"KL(steered || unsteered): {math.expm1(found['shift']):.2f} nats per token",
+    ]
 
 
 def _final_norm(model) -> nn.Module:

@@ -18,7 +18,6 @@ from austeer.models import common_beginning, encode, several, token_ids
 from austeer.remote import bundles, run
 from austeer.steering import Operator, Steering, apply, require_steering
 
-
 PAIRS = ("agreement", "concepts", "formality", "hedging", "refusal", "sentiment")
 PROMPTS = ("dubious", "lookalikes", "openings", "requests")  # with the above: the texts that make the dictionary
 WORD = re.compile(r"[^\W\d_]+")

@@ -29,11 +29,12 @@ from austeer.steering import Shift, Steering
 PROMPTS, RUNS_AT_ONCE = 8, 16
 LAYERS = (10, 16, 22)
 STRENGTHS = {
-    "CAA": (0.1, 0.2, 0.4, 0.8),
-    "Rotation": (0.05, 0.1, 0.2, 0.4),
-    "AUSteer": (4.0, 8.0, 16.0, 32.0),
-    "random": (0.1, 0.2, 0.4, 0.8),
+    "CAA": (0.2, 0.4, 0.6, 0.9),
+    "Rotation": (0.1, 0.2, 0.3, 0.45),
+    "AUSteer": (2.0, 4.0, 8.0, 16.0),
+    "random": (0.2, 0.4, 0.6, 0.9),
 }  # of CAA and random in typical norms of the layer, of Rotation in angles to the vector; AUSteer's alpha
+UNITS = 100
 SEEN = ("family", "first_person", "food", "hedging", "money", "mood", "music", "numbers", "sea", "weather")
 UNSEEN = ("garden", "refusal")
 WORDS = {row["concept"]: set(row["words"]) for row in au.load_results("concept_words")}
@@ -56,17 +57,29 @@ def score(concept: str) -> Callable[[list[str]], torch.Tensor]:
 
 
 def pairs_of(model, concept: str) -> list[au.ContrastivePair]:
-    """Return what a concept's direction is read from."""
-    if concept in ("mood", "hedging"):
-        return au.split(au.load_pairs({"mood": "sentiment"}.get(concept, concept))).train
+    """Return what a concept's direction is read from: pairs cut off behind every word, so all words are read.
+
+    Up to a last token inside a word this is the mean over all tokens of both sides, as the paper has it.
+    """
     if concept == "refusal":
         pairs = au.split(au.load_pairs("refusal")).train
+        pairs = pairs[:: len(pairs) // 12][:12]
         asked = turns(model, [pair.prompt for pair in pairs])
-        return [
-            au.ContrastivePair(prompt, pair.positive.strip(), pair.negative.strip(), pair.topic)
-            for prompt, pair in zip(asked, pairs, strict=True)
-        ]
-    return [pair for pair in au.load_pairs("concepts") if pair.topic == concept]
+        answers = [(asked[row], pair.positive.strip(), pair.negative.strip()) for row, pair in enumerate(pairs)]
+    elif concept in ("mood", "hedging"):
+        pairs = au.split(au.load_pairs({"mood": "sentiment"}.get(concept, concept))).train
+        pairs = pairs[:: len(pairs) // 12][:12]
+        answers = [(pair.prompt, pair.positive, pair.negative) for pair in pairs]
+    else:
+        pairs = [pair for pair in au.load_pairs("concepts") if pair.topic == concept]
+        answers = [(pair.prompt, pair.positive, pair.negative) for pair in pairs]
+    cut = []
+    for prompt, *sides in answers:
+        ends = [[match.end() for match in re.finditer(r"\S+", side)] for side in sides]
+        for one, other in zip(*ends, strict=False):
+            if sides[0][:one] != sides[1][:other]:
+                cut.append(au.ContrastivePair(prompt, sides[0][:one], sides[1][:other], concept))
+    return cut
 
 
 def prompts_of(model, concept: str) -> list[str]:
@@ -84,7 +97,7 @@ def steerings(model, concept: str) -> Iterator[tuple[dict, Steering | None]]:
     positive, negative = au.collect(model, pairs, "residual")
     momentum = au.momentum_of(positive, negative, pairs, model, "residual")
     typical = torch.cat([positive, negative]).norm(dim=-1).median(0).values
-    units = au.activation_momentum(model, pairs).top(20)
+    units = au.activation_momentum(model, pairs).top(UNITS)
     vector = momentum.mean_difference
     yield {"concept": concept, "method": "none"}, None
     for layer in LAYERS:

@@ -42,7 +42,8 @@ def test_branching_factor_of_known_distributions() -> None:
 
 def test_entropy_may_meet_impossible_outcomes() -> None:
     assert entropy(torch.tensor([0.0, -torch.inf])).item() == 0
-    assert entropy(torch.tensor([0.25, 0.75]).log()).item() == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
+    expected = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    assert entropy(torch.tensor([0.25, 0.75]).log()).item() == pytest.approx(expected)
 
 
 def test_divergence_by_hand() -> None:
@@ -58,6 +59,15 @@ def test_without_a_steering_before_and_after_are_the_same(tiny: Any) -> None:
     assert torch.equal(found.entropy, found.entropy_before) and torch.equal(found.reach, found.reach_before)
     assert found.shift.eq(0).all() and found.to_push.isnan().all() and found.to_push_before.isnan().all()
     assert torch.allclose(found.surprise, au.perplexity(model, TEXTS, PROMPTS).log(), atol=1e-5)
+
+
+def lens(module: Any, x: Tensor) -> Tensor:
+    """What a state says by itself, with a plain model's own final norm, head and cap."""
+    base = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
+    norm = next(getattr(base, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(base, name))
+    logits = module.get_output_embeddings()(norm(x))
+    cap = getattr(module.config, "final_logit_softcapping", None)
+    return (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gpt_neox", "gemma2"])
@@ -91,17 +101,10 @@ def test_the_numbers_are_those_of_a_plain_model_with_hooks(tiny: Any, twin: Any,
         for name, run in (("reach_before", plain), ("reach", moved)):
             weights = run.attentions[1][0, :, steps]
             expected[name] = (-(weights * weights.clamp(min=1e-30).log()).sum(-1)).exp().mean()
-        norm, head = au.diagnostics._final_norm(model), module.get_output_embeddings()
-        cap = getattr(module.config, "final_logit_softcapping", None)
-
-        def lens(x: Tensor) -> Tensor:
-            logits = head(norm(x))
-            return (cap * torch.tanh(logits / cap) if cap else logits).log_softmax(-1)
-
         with torch.no_grad():
-            said, state = lens(vector), plain.hidden_states[1][0, steps]
+            said, state = lens(module, vector), plain.hidden_states[1][0, steps]
             for name, one in (("to_push_before", state), ("to_push", state + vector)):
-                expected[name] = (lens(one).exp() * (lens(one) - said)).sum(-1).mean()
+                expected[name] = (lens(module, one).exp() * (lens(module, one) - said)).sum(-1).mean()
         for name, value in expected.items():
             assert getattr(found, name)[row].item() == pytest.approx(value.item(), abs=2e-4, rel=2e-3), (name, row)
 

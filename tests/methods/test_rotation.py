@@ -80,9 +80,11 @@ def test_a_factor_multiplies_the_angle_and_a_minus_turns_the_other_way(tiny: Any
         assert type(operator) is Turn
         return states + operator.strength * operator.displacement(operator.writes()[0], states, now, {})
 
+    by = angle(after(whole), states)
     for factor in (0.5, -1.0, -0.25):
-        assert torch.allclose(angle(after(whole * factor), states), abs(factor) * angle(after(whole), states), atol=1e-3)
-        assert torch.allclose(after(whole * factor).norm(dim=-1), states.norm(dim=-1), rtol=1e-5)
+        new = after(whole * factor)
+        assert torch.allclose(angle(new, states), abs(factor) * by, atol=1e-3)
+        assert torch.allclose(new.norm(dim=-1), states.norm(dim=-1), rtol=1e-5)
 
 
 def test_it_writes_what_a_hook_would(tiny: Any, plain_generate: Any, recorder: Any) -> None:
