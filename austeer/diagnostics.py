@@ -319,8 +319,7 @@ def indicators(model, prompts: Sequence[str], texts: Sequence[str], steering: St
         ValueError: lists of different lengths, a text without a token, a steering of another shape, a remote model, or
             one whose attention weights cannot be read.
     """
-    if info(model).remote:
-        raise ValueError("Attention weights are read on local models only; load the model without remote.")
+    _require_local(model)
     prompts, texts = several(prompts), several(texts)
     if len(prompts) != len(texts):
         raise ValueError(f"{len(prompts)} prompts were given for {len(texts)} texts; give one prompt per text.")
@@ -403,6 +402,7 @@ def traffic_light(model, prompts: Sequence[str], steering: Steering, *, template
     Raises:
         ValueError: as `generate` and `indicators`.
     """
+    _require_local(model)
     require_steering(steering, model)
     prompts = apply_template(model, several(prompts), template)
     texts = generate(model, prompts * 2, [None] * len(prompts) + [steering] * len(prompts), **GREEDY_24)
@@ -415,8 +415,8 @@ def traffic_light(model, prompts: Sequence[str], steering: Steering, *, template
 def probability(found: dict[str, float], row: dict) -> float:
     """Return what a logistic regression makes of `changes`; the row has `center`, `scale`, `weight` by name, `bias`."""
     total = row["bias"]
-    for name, weight in row["weight"].items():
-        total += weight * (found[name] - row["center"][name]) / row["scale"][name]
+    for name, per_deviation in row["weight"].items():
+        total += per_deviation * (found[name] - row["center"][name]) / row["scale"][name]
     return 1 / (1 + math.exp(-total))
 
 
@@ -504,6 +504,11 @@ def _widen(cache, rows: int):
         for layer in wide.layers:
             layer.keys, layer.values = (t.expand(rows, -1, -1, -1) for t in (layer.keys, layer.values))
     return wide
+
+
+def _require_local(model) -> None:
+    if info(model).remote:
+        raise ValueError("Attention weights are read on local models only; load the model without remote.")
 
 
 @contextmanager

@@ -2,12 +2,12 @@
 
     python experiments/indicators.py [runs] [unseen] [light]
 
-runs    ten concepts x three methods x three layers x strengths, and a random vector; eight openings each
+runs    ten concepts x three methods x two layers x strengths, and a random vector; eight openings each
 unseen  two behaviours that the light of chapter 16 has not seen: a topic, and refusal of harmless requests
 light   the two logistic regressions behind the traffic light, fitted on `runs`, into data/results/traffic_light.jsonl
 
 Strengths were chosen in a first look at one concept: the weakest hardly acts, the strongest breaks the text.
-Resumable: a run whose row is there is not run again. Twelve minutes on two quiet CPU cores.
+Resumable: a run whose row is there is not run again. Ten minutes on two quiet CPU cores.
 """
 
 import re
@@ -27,12 +27,12 @@ from austeer.scoring import coherence, hits
 from austeer.steering import Shift, Steering
 
 PROMPTS, RUNS_AT_ONCE = 8, 16
-LAYERS = (10, 16, 22)
+LAYERS = (10, 18)
 STRENGTHS = {
     "CAA": (0.2, 0.4, 0.6, 0.9),
     "Rotation": (0.1, 0.2, 0.3, 0.45),
     "AUSteer": (2.0, 4.0, 8.0, 16.0),
-    "random": (0.2, 0.4, 0.6, 0.9),
+    "random": (0.4, 0.6, 0.9),
 }  # of CAA and random in typical norms of the layer, of Rotation in angles to the vector; AUSteer's alpha
 UNITS = 100
 SEEN = ("family", "first_person", "food", "hedging", "money", "mood", "music", "numbers", "sea", "weather")

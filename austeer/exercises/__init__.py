@@ -7,6 +7,7 @@ from austeer.exercises.caa import check_common_share, check_matching
 from austeer.exercises.controllers import check_arrived, check_last_gradient
 from austeer.exercises.evaluation import check_calibrated, check_mcnemar
 from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
+from austeer.exercises.indicators import check_alike, check_turn
 from austeer.exercises.momentum import check_null_by_pairs, check_overlap
 from austeer.exercises.odesteer import check_euler, check_sketch_matrix
 from austeer.exercises.scale import check_halving, check_parameters
@@ -16,6 +17,7 @@ from austeer.exercises.your_own import check_balance, check_choose
 
 __all__ = [
     "Verdict",
+    "check_alike",
     "check_arrived",
     "check_balance",
     "check_calibrated",
@@ -41,5 +43,6 @@ __all__ = [
     "check_sketch_matrix",
     "check_soft_gate",
     "check_swing",
+    "check_turn",
     "check_units_per_layer",
 ]
