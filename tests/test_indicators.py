@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 import austeer as au
-from austeer.diagnostics import branching_factor, divergence, entropy, indicators
+from austeer.diagnostics import (
+    Indicators,
+    branching_factor,
+    changes,
+    divergence,
+    entropy,
+    indicators,
+    probability,
+    traffic_light,
+    verdict,
+)
 from austeer.methods import CAA, DirectionalAUSteer
 from austeer.models import encode, token_ids
 
@@ -146,3 +156,54 @@ def test_bad_inputs_are_refused(tiny: Any, push: Any) -> None:
     with pytest.raises(ValueError, match="local models"):
         indicators(tiny("llama", remote="local"), PROMPTS, TEXTS, None)
     assert encode(model, PROMPTS)["input_ids"].shape[0] == 3
+
+
+def made(**given: list[float]) -> Indicators:
+    """Indicators of two texts: 1 everywhere but where given."""
+    return Indicators(**{one.name: torch.tensor(given.get(one.name, [1.0, 1.0])) for one in fields(Indicators)})
+
+
+def test_changes_by_hand() -> None:
+    steered = made(
+        entropy=[3.0, 2.0], entropy_before=[2.5, 2.0], reach=[8.0, 2.0], reach_before=[4.0, 4.0],
+        to_push=[5.0, 6.0], to_push_before=[7.0, 6.0], shift=[0.0, math.e - 1],
+    )  # fmt: skip
+    found = changes(steered, made(entropy=[1.0, 2.0]))
+    expected = {"hesitation": 1.0, "hesitation on one text": 0.25, "reach": 0.0, "towards the push": 1.0, "shift": 0.5}
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_nothing_changes_without_a_steering(tiny: Any) -> None:
+    plain = indicators(tiny("llama"), PROMPTS, TEXTS, None)
+    assert set(changes(plain, plain).values()) == {0.0}
+
+
+def test_a_probability_is_the_logistic_function_of_standardised_changes() -> None:
+    row = {"bias": 0.5, "weight": {"reach": 2.0, "shift": -1.0}}
+    row |= {"center": {"reach": 1.0, "shift": 0.0}, "scale": {"reach": 0.5, "shift": 2.0}}
+    assert probability({"reach": 1.0, "shift": 0.0, "other": 9.0}, row) == pytest.approx(1 / (1 + math.exp(-0.5)))
+    assert probability({"reach": 1.25, "shift": 3.0}, row) == pytest.approx(1 / (1 + math.exp(-0.5 - 1.0 + 1.5)))
+
+
+@pytest.mark.parametrize(
+    ("coherent", "works", "colour"),
+    [(0.4, 0.9, "red"), (0.9, 0.2, "amber"), (0.9, 0.6, "green"), (0.5, 0.5, "green")],
+)
+def test_the_colour_follows_from_the_two_probabilities(coherent: float, works: float, colour: str) -> None:
+    found = changes(made(), made(entropy=[2.0, 2.0]))
+    shown, reasons = verdict({"coherent": coherent, "works": works}, found)
+    assert shown == colour
+    assert f"{coherent:.2f}" in reasons[0] and "0.37 x" in reasons[1]
+
+
+def test_the_light_is_a_dataclass_that_explains_itself(tiny: Any, push: Any) -> None:
+    light = traffic_light(tiny("llama"), PROMPTS, push)
+    assert light.colour in ("red", "amber", "green") and len(light.texts) == len(PROMPTS)
+    assert set(light.numbers) == {"coherent", "works", *changes(made(), made())}
+    assert repr(light).splitlines()[0] == light.colour
+    assert light.colour in light._repr_html_()
+    assert traffic_light(tiny("llama"), PROMPTS, push) == light
+    with pytest.raises(ValueError, match="give a Steering"):
+        traffic_light(tiny("llama"), PROMPTS, None)
+    with pytest.raises(ValueError, match="local models"):
+        traffic_light(tiny("llama", remote="local"), PROMPTS, push)
