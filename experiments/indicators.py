@@ -19,6 +19,7 @@ from rows import RESULTS, Rows, rounded
 from tqdm.auto import tqdm
 
 import austeer as au
+from austeer.data import by_word
 from austeer.diagnostics import indicators
 from austeer.evaluation import GREEDY_24, REFUSALS
 from austeer.methods import CAA, DirectionalAUSteer, Rotation
@@ -57,29 +58,22 @@ def score(concept: str) -> Callable[[list[str]], torch.Tensor]:
 
 
 def pairs_of(model, concept: str) -> list[au.ContrastivePair]:
-    """Return what a concept's direction is read from: pairs cut off behind every word, so all words are read.
+    """Return what a concept's direction is read from: twelve pairs, at every word.
 
-    Up to a last token inside a word this is the mean over all tokens of both sides, as the paper has it.
+    Up to tokens inside a word this is the mean over all tokens of both sides, as the paper has it.
     """
-    if concept == "refusal":
-        pairs = au.split(au.load_pairs("refusal")).train
-        pairs = pairs[:: len(pairs) // 12][:12]
-        asked = turns(model, [pair.prompt for pair in pairs])
-        answers = [(asked[row], pair.positive.strip(), pair.negative.strip()) for row, pair in enumerate(pairs)]
-    elif concept in ("mood", "hedging"):
+    if concept in ("mood", "hedging", "refusal"):
         pairs = au.split(au.load_pairs({"mood": "sentiment"}.get(concept, concept))).train
         pairs = pairs[:: len(pairs) // 12][:12]
-        answers = [(pair.prompt, pair.positive, pair.negative) for pair in pairs]
     else:
         pairs = [pair for pair in au.load_pairs("concepts") if pair.topic == concept]
-        answers = [(pair.prompt, pair.positive, pair.negative) for pair in pairs]
-    cut = []
-    for prompt, *sides in answers:
-        ends = [[match.end() for match in re.finditer(r"\S+", side)] for side in sides]
-        for one, other in zip(*ends, strict=False):
-            if sides[0][:one] != sides[1][:other]:
-                cut.append(au.ContrastivePair(prompt, sides[0][:one], sides[1][:other], concept))
-    return cut
+    if concept == "refusal":
+        asked = turns(model, [pair.prompt for pair in pairs])
+        pairs = [
+            au.ContrastivePair(prompt, pair.positive.strip(), pair.negative.strip(), pair.topic)
+            for prompt, pair in zip(asked, pairs, strict=True)
+        ]
+    return by_word(pairs)
 
 
 def prompts_of(model, concept: str) -> list[str]:
