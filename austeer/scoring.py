@@ -20,7 +20,7 @@ from austeer.steering import Operator, Steering, apply, require_steering
 
 PAIRS = ("agreement", "concepts", "formality", "hedging", "refusal", "sentiment")
 PROMPTS = ("dubious", "lookalikes", "openings", "requests")  # with the above: the texts that make the dictionary
-WORD = re.compile(r"[^\W\d_]+")
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 def sentiment(texts: Sequence[str]) -> Tensor:
@@ -181,9 +181,10 @@ def hits(texts: Sequence[str], words: Collection[str], most: int = 3) -> Tensor:
 def coherence(texts: Sequence[str]) -> Tensor:
     """Return the share of known words times the share of word 3-grams that are no repetition: (texts,) in [0, 1].
 
-    A stretch between two spaces is known if it is a number, begins like a name (one capital, then small letters), or
-    if all of its words are in the dictionary: the words of the book's own hand-written sets, about 8,000. No language
-    model has a say in it, and none in what makes a sentence: salad of real words passes.
+    A stretch between two spaces is known if it is a number of up to four digits, or if each of its words is in the
+    dictionary or looks like a name (one capital, then small letters). The dictionary holds the words of the book's own
+    hand-written sets, about 8,000. No language model has a say in it, and none in what makes a sentence: salad of real
+    words passes.
 
     Example:
         >>> from austeer.scoring import coherence
@@ -203,10 +204,18 @@ def known(texts: Sequence[str]) -> Tensor:
 
 
 def _known(stretch: str) -> bool:
-    if "\ufffd" in stretch or not re.search(r"\w", stretch):  # half a character, or marks without a word
-        return bool(re.fullmatch(r"[-–—.,!?:;\"'“”‘’()*#]+", stretch))
-    words = WORD.findall(stretch)
-    return all(word.lower() in _dictionary() or re.fullmatch("[A-Z][a-z]+", word) for word in words)
+    words, rest = WORD.findall(stretch), WORD.sub("", stretch)
+    if re.search(r"\d{5}|[^\W\d_]\d|\d(?!(st|nd|rd|th|s)\b)[^\W\d_]", stretch) or "\ufffd" in rest:
+        return False
+    if not words:
+        return bool(re.search(r"\d", stretch)) or stretch in ("-", "–", "—", "*", "&", "...")
+    return all(_is_word(word) for word in words)
+
+
+def _is_word(word: str) -> bool:
+    small = word.lower().replace("’", "'")
+    whole = small in _dictionary() or small.split("'")[0] in _dictionary()  # "Tom's", "couldn't"
+    return (whole and len(small) > 1) or small in ("a", "i") or bool(re.fullmatch("[A-Z][a-z]+('s)?", word))
 
 
 @cache
@@ -214,7 +223,7 @@ def _dictionary() -> frozenset[str]:
     pairs = [pair for name in PAIRS for pair in load_pairs(name)]
     texts = [text for pair in pairs for text in (pair.prompt, pair.positive, pair.negative)]
     texts += [item.prompt for name in PROMPTS for item in load_prompts(name)]
-    return frozenset(word for text in texts for word in WORD.findall(text.lower()))
+    return frozenset(word for text in texts for word in WORD.findall(text.lower().replace("’", "'")))
 
 
 def at_price(effects: Sequence[float], prices: Sequence[float], price: float) -> float:

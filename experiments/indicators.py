@@ -1,12 +1,11 @@
 """Make data/results/indicators.jsonl: steered runs, what they wrote, and what went on inside the model meanwhile.
 
-    python experiments/indicators.py [runs] [unseen] [light]
+    python experiments/indicators.py [CONCEPT ...]
 
-runs    ten concepts x three methods x two layers x strengths, and a random vector; eight openings each
-unseen  two behaviours that the light of chapter 16 has not seen: a topic, and refusal of harmless requests
-light   the two logistic regressions behind the traffic light, fitted on `runs`, into data/results/traffic_light.jsonl
+Ten concepts and two behaviours that the traffic light has not seen (a topic, and refusal of harmless requests), three
+methods, two layers, strengths, and a random vector; six prompts each, no two concepts with the same.
 
-Strengths were chosen in a first look at one concept: the weakest hardly acts, the strongest breaks the text.
+Strengths were chosen in a first look at two concepts: the weakest hardly acts, the strongest breaks the text.
 Resumable: a run whose row is there is not run again. Ten minutes on two quiet CPU cores.
 """
 
@@ -27,13 +26,13 @@ from austeer.models import apply_template
 from austeer.scoring import coherence, hits
 from austeer.steering import Shift, Steering
 
-PROMPTS, RUNS_AT_ONCE = 8, 16
+PROMPTS, RUNS_AT_ONCE = 6, 12
 LAYERS = (10, 18)
 STRENGTHS = {
-    "CAA": (0.2, 0.4, 0.6, 0.9),
-    "Rotation": (0.1, 0.2, 0.3, 0.45),
-    "AUSteer": (2.0, 4.0, 8.0, 16.0),
-    "random": (0.4, 0.6, 0.9),
+    "CAA": (0.2, 0.4, 0.8, 1.4),
+    "Rotation": (0.1, 0.2, 0.4, 0.65),
+    "AUSteer": (4.0, 9.0, 20.0),
+    "random": (0.4, 1.4),
 }  # of CAA and random in typical norms of the layer, of Rotation in angles to the vector; AUSteer's alpha
 UNITS = 100
 SEEN = ("family", "first_person", "food", "hedging", "money", "mood", "music", "numbers", "sea", "weather")
@@ -57,6 +56,11 @@ def score(concept: str) -> Callable[[list[str]], torch.Tensor]:
     return lambda texts: hits(texts, WORDS[concept])
 
 
+def labels(concept: str, texts: list[str]) -> dict[str, list[float]]:
+    """Return the labels of a run's texts."""
+    return {"behaviour": rounded(score(concept)(texts), 3), "coherence": rounded(coherence(texts), 3)}
+
+
 def pairs_of(model, concept: str) -> list[au.ContrastivePair]:
     """Return what a concept's direction is read from: twelve pairs, at every word.
 
@@ -77,7 +81,7 @@ def pairs_of(model, concept: str) -> list[au.ContrastivePair]:
 
 
 def prompts_of(model, concept: str) -> list[str]:
-    """Return a concept's eight prompts: openings that no other concept has, or harmless requests."""
+    """Return a concept's six prompts: openings that no other concept has, or harmless requests."""
     if concept == "refusal":
         items = au.split(au.load_prompts("requests")).test
         return turns(model, [item.prompt for item in items[:: len(items) // PROMPTS][:PROMPTS]])
@@ -114,10 +118,10 @@ def steerings(model, concept: str) -> Iterator[tuple[dict, Steering | None]]:
         yield cell, Steering([Shift("residual", tensors, "last", alpha)], momentum.model, {"method": "random"})
 
 
-def runs(rows: Rows, model, concepts: tuple[str, ...]) -> None:
+def runs(rows: Rows, model, concepts: list[str]) -> None:
     """Run what is missing of some concepts, several runs in one batch."""
     for concept in tqdm(concepts, desc="concepts"):
-        judge, prompts = score(concept), prompts_of(model, concept)
+        prompts = prompts_of(model, concept)
         missing = [(cell, steering) for cell, steering in steerings(model, concept) if not rows.get(cell=cell)]
         for start in tqdm(range(0, len(missing), RUNS_AT_ONCE), desc=concept, leave=False):
             part = missing[start : start + RUNS_AT_ONCE]
@@ -127,18 +131,18 @@ def runs(rows: Rows, model, concepts: tuple[str, ...]) -> None:
                 own = texts[number * PROMPTS :][:PROMPTS]
                 found = indicators(model, prompts, own, steering)
                 inside = {name: rounded(values, 3) for name, values in vars(found).items() if not values.isnan().any()}
-                labels = {"behaviour": rounded(judge(own), 3), "coherence": rounded(coherence(own), 3)}
-                rows.add({"cell": cell, **labels, **inside, "texts": own})
+                rows.add({"cell": cell, **labels(concept, own), **inside, "texts": own})
 
 
 def main() -> None:
-    """Run the parts that are named, or all."""
+    """Run the concepts that are named, or all; then label every text anew, should a rule have changed."""
     model = au.load()
     rows = Rows(RESULTS / "indicators.jsonl", model)
-    parts = sys.argv[1:] or ["runs", "unseen"]
-    for name, concepts in (("runs", SEEN), ("unseen", UNSEEN)):
-        if name in parts:
-            runs(rows, model, concepts)
+    runs(rows, model, sys.argv[1:] or [*SEEN, *UNSEEN])
+    for row in list(rows.known.values()):
+        now = labels(row["cell"]["concept"], row["texts"])
+        if now != {name: row[name] for name in now}:
+            rows.add(row | now)
 
 
 if __name__ == "__main__":

@@ -128,12 +128,15 @@ def test_hits_are_whole_words_up_to_a_limit() -> None:
     ("text", "share"),
     [
         ("The baby looked at the sea.", 1.0),
-        ("In 1874, Marguerite counted 12 hares.", 1.0),  # numbers, and what begins like a name
-        ("She said - well, nothing.", 1.0),  # marks alone are no error
+        ("In 1874, Marguerite counted 12 hares (at 7:45) on the 2nd.", 1.0),  # numbers, and what looks like a name
+        ("She said - it's well, and Tom's is not.", 1.0),  # a dash is no error
         ("The zqx looked", 2 / 3),
         ("the XQZ looked", 2 / 3),
         ("well-known zq-known", 1 / 2),
-        ("\ufffd\ufffd \\\\\\\\", 0.0),
+        ("The u looked ( (", 2 / 5),  # single letters and marks alone say nothing
+        (".0589217643828288 and", 1 / 2),
+        ("at-182SARADT63 The80%", 0.0),
+        ("\ufffd\ufffd \\\\ famous\ufffd", 0.0),
         ("", 0.0),
     ],
 )
