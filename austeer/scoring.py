@@ -204,9 +204,10 @@ def known(texts: Sequence[str]) -> Tensor:
 
 
 def _known(stretch: str) -> bool:
-    words, rest = WORD.findall(stretch), WORD.sub("", stretch)
-    if re.search(r"\d{5}|[^\W\d_]\d|\d(?!(st|nd|rd|th|s)\b)[^\W\d_]", stretch) or "\ufffd" in rest:
+    stretch = re.sub(r"(?<=\d)(st|nd|rd|th|s)\b", "", stretch)  # 2nd, 1990s
+    if re.search(r"\d{5}|[^\W\d_]\d|\d[^\W\d_]|\ufffd", stretch):
         return False
+    words = WORD.findall(stretch)
     if not words:
         return bool(re.search(r"\d", stretch)) or stretch in ("-", "–", "—", "*", "&", "...")
     return all(_is_word(word) for word in words)
