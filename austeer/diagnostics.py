@@ -390,8 +390,8 @@ class TrafficLight:
 def traffic_light(model, prompts: Sequence[str], steering: Steering, *, template: str | None = None) -> TrafficLight:
     """Say what to expect of a steering: 24 greedy tokens for each prompt, with it and without it, and one look inside.
 
-    Two logistic regressions on `changes`, fitted on the steered runs of chapter 16: one for coherent texts, one for
-    texts that are coherent and show the behaviour. They come from one small model and ten behaviours.
+    Two logistic regressions on `changes`, fitted on the steered runs of chapter 16: one for coherent texts, one, with
+    squares, for texts that are coherent and show the behaviour. They come from one small model and ten behaviours.
 
     Args:
         model: a local model from `load()`.
@@ -413,10 +413,16 @@ def traffic_light(model, prompts: Sequence[str], steering: Steering, *, template
 
 
 def probability(found: dict[str, float], row: dict) -> float:
-    """Return what a logistic regression makes of `changes`; the row has `center`, `scale`, `weight` by name, `bias`."""
+    """Return what a logistic regression makes of `changes`, each of them standardised, and of their squares.
+
+    Args:
+        found: what `changes` gave.
+        row: `bias`, and by name `center`, `scale`, `weight` and, where squares count, `square`.
+    """
     total = row["bias"]
     for name, per_deviation in row["weight"].items():
-        total += per_deviation * (found[name] - row["center"][name]) / row["scale"][name]
+        z = (found[name] - row["center"][name]) / row["scale"][name]
+        total += per_deviation * z + row["square"].get(name, 0.0) * z**2
     return 1 / (1 + math.exp(-total))
 
 

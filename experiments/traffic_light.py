@@ -12,12 +12,12 @@ import json
 import torch
 from rows import RESULTS
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 import austeer as au
 from austeer.diagnostics import Indicators, changes
 
-COHERENT, GAIN = 0.8, 0.15
+COHERENT, GAIN = 0.85, 0.15
+SQUARES = ("works",)  # what a push does to the behaviour rises and falls; what it breaks stays broken
 METHODS, UNSEEN = ("CAA", "Rotation", "AUSteer"), ("garden", "refusal")
 
 
@@ -37,13 +37,16 @@ def main() -> None:
     before = torch.tensor([plain[row["cell"]["concept"]]["behaviour"] for row in rows]).mean(-1)
     coherent = means[:, 0] >= COHERENT
     labels = {"coherent": coherent, "works": coherent & (means[:, 1] - before >= GAIN)}
-    X, lines = torch.tensor([list(one.values()) for one in found], dtype=torch.float64).numpy(), []
-    scaler = StandardScaler().fit(X)
+    X = torch.tensor([list(one.values()) for one in found], dtype=torch.float64)
+    center, scale = X.mean(0), X.std(0, correction=0)
+    z, lines, names = (X - center) / scale, [], list(found[0])
     for predicts, label in labels.items():
-        fit = LogisticRegression(C=1.0).fit(scaler.transform(X), label.numpy())
-        parts = {"center": scaler.mean_, "scale": scaler.scale_, "weight": fit.coef_[0]}
+        features = torch.cat([z, z**2], 1) if predicts in SQUARES else z
+        fit = LogisticRegression(C=1.0, max_iter=1000).fit(features.numpy(), label.numpy())
+        weight = fit.coef_[0]
+        parts = {"center": center, "scale": scale, "weight": weight[:5], "square": weight[5:]}
         named = {
-            part: {name: round(float(value), 6) for name, value in zip(found[0], values, strict=True)}
+            part: {name: round(float(value), 6) for name, value in zip(names, values, strict=False)}
             for part, values in parts.items()
         }
         about = {"predicts": predicts, "bias": round(float(fit.intercept_[0]), 6), "runs": len(rows)}

@@ -179,10 +179,12 @@ def test_nothing_changes_without_a_steering(tiny: Any) -> None:
 
 
 def test_a_probability_is_the_logistic_function_of_standardised_changes() -> None:
-    row = {"bias": 0.5, "weight": {"reach": 2.0, "shift": -1.0}}
+    row = {"bias": 0.5, "weight": {"reach": 2.0, "shift": -1.0}, "square": {}}
     row |= {"center": {"reach": 1.0, "shift": 0.0}, "scale": {"reach": 0.5, "shift": 2.0}}
     assert probability({"reach": 1.0, "shift": 0.0, "other": 9.0}, row) == pytest.approx(1 / (1 + math.exp(-0.5)))
     assert probability({"reach": 1.25, "shift": 3.0}, row) == pytest.approx(1 / (1 + math.exp(-0.5 - 1.0 + 1.5)))
+    row["square"] = {"shift": -2.0}
+    assert probability({"reach": 1.25, "shift": 3.0}, row) == pytest.approx(1 / (1 + math.exp(4.5)))
 
 
 @pytest.mark.parametrize(
