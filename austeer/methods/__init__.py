@@ -1,6 +1,7 @@
 """Steering methods, one file each; every method is fitted or given what was read, and is a `Steering`."""
 
 from austeer.methods.alphasteer import AlphaSteer
+from austeer.methods.arm import ARM
 from austeer.methods.austeer import AUSteer, DirectionalAUSteer
 from austeer.methods.caa import CAA
 from austeer.methods.iti import ITI
@@ -10,4 +11,6 @@ from austeer.methods.odesteer import ODESteer
 from austeer.methods.sadi import SADI
 from austeer.methods.was import WAS
 
-__all__ = ["CAA", "ITI", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC", "ODESteer"]
+__all__ = [
+    "ARM", "CAA", "ITI", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC", "ODESteer",
+]  # fmt: skip

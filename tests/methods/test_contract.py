@@ -88,6 +88,7 @@ CONTRACT = [
         {"a_minus_negates_the_displacement": "A map has no negative: it is refused."},
     ),
     Listed("AlphaSteer", lambda model: gated(model)),
+    Listed("ARM", lambda model: methods.ARM(model, least=0.25) * 20),
     Listed("WAS", lambda model: controlled(model), dict.fromkeys(FIRST_PASS, "It leaves the prompt's own pass alone.")),
 ]
 
