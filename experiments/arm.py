@@ -45,7 +45,7 @@ def verbs(n: int) -> list[Item]:
     while len(made) < n:
         subject, *others = (NOUNS[i] for i in torch.randperm(len(NOUNS), generator=generator)[:3].tolist())
         places = (PLACES[i] for i in torch.randperm(len(PLACES), generator=generator)[:2].tolist())
-        plural, verb = torch.randint(6, (), generator=generator).item() % 2, VERBS[len(made) % 3]
+        plural, verb = torch.randint(2, (), generator=generator).item(), VERBS[len(made) % 3]
         ends = ("s", "") if plural else ("", "s")
         parts = [f"{place} the {noun}{ends[1]}" for place, noun in zip(places, others, strict=True)]
         text = " ".join([f"The {subject}{ends[0]}", *parts])
