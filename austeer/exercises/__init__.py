@@ -1,5 +1,6 @@
 """`check_*`: is a reader's answer right, or how is it wrong; a verdict is shown, a run is never stopped."""
 
+from austeer.exercises.activation_shifts import check_elsewhere, check_replaced_share
 from austeer.exercises.adaptive_steering import check_fold, check_right_way
 from austeer.exercises.alphasteer import check_projector, check_soft_gate
 from austeer.exercises.atomic_units import check_contributions, check_head_writes, check_scale_output
@@ -24,6 +25,7 @@ __all__ = [
     "check_contributions",
     "check_curse",
     "check_discoveries",
+    "check_elsewhere",
     "check_euler",
     "check_fold",
     "check_halving",
@@ -36,6 +38,7 @@ __all__ = [
     "check_overlap",
     "check_parameters",
     "check_projector",
+    "check_replaced_share",
     "check_right_way",
     "check_scale_output",
     "check_sketch_matrix",
