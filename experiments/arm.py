@@ -1,19 +1,21 @@
 """Make data/results/arm.jsonl: what fillers, ARM, and as much noise elsewhere do to three tasks of the default model.
 
-    python experiments/arm.py [fillers] [noise] [doses]
+    python experiments/arm.py [before] [between] [noise] [after]
 
-fillers  55 tokens without meaning before the text that is answered, and, for one filler, before the answer
+before   55 tokens without meaning before the text that is answered
+between  an instruction before that text, alone and with slashes between the two, as in the paper
 noise    ARM, and the same displacements at random entries, five seeds each; on one task in two settings
-doses    both the other way, and at four times the strength, on one task
+after    on one task, 55 slashes between the text and its answer
 
 An answer is one token; it is right if it is the likeliest of the task's options. Tasks are made by a small program or
-of the book's own pairs, so the script needs no other data. The greatest part of a row are per-item outcomes. The same
-command gives the same rows: `margin` agrees within 0.01 nats, `right` but where a margin is 0. Resumable; about five
-minutes on two quiet CPU cores.
+of the book's own pairs, so the script needs no other data. The same command gives the same rows: a `margin` within
+0.01 nats, and `right` but where the margin is that small. Resumable; about five minutes on two quiet CPU cores.
 """
 
 import copy
 import sys
+from dataclasses import replace
+from itertools import product
 
 import torch
 from rows import RESULTS, Rows, rounded
@@ -26,11 +28,12 @@ from austeer.steering import Steering
 ITEMS = {"verbs": 120, "sums": 100, "mood": 88}
 FILLERS = ("/", ".", "blank", "words")
 FILLER_TOKENS = 55
+INSTRUCTION = "Read the text and go on with the right answer.\n"
 SETTINGS = {  # of the official code: its defaults for Qwen2, and one it uses for Llama
     "mild": {"c": 0.13, "percentile": 99.5, "least": 0.02},
     "wide": {"c": 0.3, "percentile": 90.0, "least": 0.2},
 }
-SEEDS, DOSES = range(5), (-1.0, 4.0)
+SEEDS = range(5)
 NOUNS = [
     "key", "cabinet", "letter", "drawer", "road", "village", "picture", "wall", "book", "shelf", "boat", "harbour",
     "tree", "garden", "door", "house", "teacher", "school", "dog", "neighbour",
@@ -82,7 +85,6 @@ def mood(n: int) -> list[Item]:
 
 
 TASKS = {"verbs": verbs, "sums": sums, "mood": mood}
-CUES = {"verbs": "", "sums": " = ", "mood": "\nSentiment:"}  # where the answer begins
 
 
 def filler(model, kind: str) -> str:
@@ -137,24 +139,32 @@ def outcome(values: torch.Tensor) -> dict:
     return {"right": (values > 0).int().tolist(), "margin": rounded(values, 3)}
 
 
-def fillers(rows: Rows, model) -> None:
-    """Run every filler before every task, and one between question and answer."""
+def before(rows: Rows, model) -> None:
+    """Run every filler before every task."""
     for task, make in TASKS.items():
         items = make(ITEMS[task])
         for kind in tqdm(FILLERS, desc=f"fillers before {task}"):
             cell = {"task": task, "filler": kind, "place": "before"}
             if rows.get(cell=cell) is None:
                 rows.add({"cell": cell, **outcome(margins_after(model, filler(model, kind), items))})
-        cell = {"task": task, "filler": "/", "place": "after"}
+
+
+def between(rows: Rows, model) -> None:
+    """Run an instruction before every task, alone and with slashes behind it."""
+    for kind, (task, make) in tqdm([*product(("none", "/"), TASKS.items())], desc="slashes between"):
+        cell = {"task": task, "filler": kind, "place": "between"}
         if rows.get(cell=cell) is None:
-            rows.add({"cell": cell, **outcome(margins(model, [with_filler(model, item, task) for item in items]))})
+            text = INSTRUCTION + ("" if kind == "none" else filler(model, kind))
+            rows.add({"cell": cell, **outcome(margins_after(model, text, make(ITEMS[task])))})
 
 
-def with_filler(model, item: Item, task: str) -> Item:
-    """Return an item with slashes between its question and the cue of its answer."""
-    cue = CUES[task]
-    question, answer = item.prompt.rsplit(cue, 1) if cue else (item.prompt, "")
-    return Item(question + filler(model, "/").rstrip("\n") + cue + answer, item.right, item.wrong, item.group)
+def after(rows: Rows, model) -> None:
+    """Run slashes between text and answer, on verbs."""
+    cell = {"task": "verbs", "filler": "/", "place": "after"}
+    if rows.get(cell=cell) is None:
+        slashes = filler(model, "/").rstrip("\n")
+        items = [replace(item, prompt=item.prompt + slashes) for item in verbs(ITEMS["verbs"])]
+        rows.add({"cell": cell, **outcome(margins(model, items))})
 
 
 def plain(rows: Rows, model) -> None:
@@ -165,7 +175,7 @@ def plain(rows: Rows, model) -> None:
 
 
 def noise(rows: Rows, model) -> None:
-    """Run ARM and its control, five seeds each, and for one seed the rule of the paper and the other direction."""
+    """Run ARM and its control, five seeds each; on verbs in two settings, and once by the rule of the paper."""
     for task, make in TASKS.items():
         items = make(ITEMS[task])
         cells = [
@@ -174,7 +184,7 @@ def noise(rows: Rows, model) -> None:
             for setting in (SETTINGS if task == "verbs" else ["mild"])
             for elsewhere in (False, True)
         ]
-        cells += [{"task": task, "setting": "mild", "elsewhere": False, "seed": 0, "added": True}]
+        cells += [{"task": task, "setting": "mild", "elsewhere": False, "seed": 0, "added": True}] * (task == "verbs")
         for cell in tqdm(cells, desc=f"noise in {task}"):
             if rows.get(cell=cell) is None:
                 options = {name: cell[name] for name in ("elsewhere", "seed", "added") if name in cell}
@@ -182,29 +192,12 @@ def noise(rows: Rows, model) -> None:
                 rows.add({"cell": cell, **outcome(margins(model, items, steering))})
 
 
-def doses(rows: Rows, model) -> None:
-    """Run both at other strengths on the task of verbs, three seeds each."""
-    items = verbs(ITEMS["verbs"])
-    cells = [
-        {"task": "verbs", "setting": "mild", "elsewhere": elsewhere, "seed": seed, "strength": strength}
-        for strength in DOSES
-        for seed in SEEDS[:3]
-        for elsewhere in (False, True)
-    ]
-    for cell in tqdm(cells, desc="doses"):
-        if rows.get(cell=cell) is None:
-            steering = au.methods.ARM(
-                model, **SETTINGS[cell["setting"]], elsewhere=cell["elsewhere"], seed=cell["seed"]
-            )
-            rows.add({"cell": cell, **outcome(margins(model, items, steering * cell["strength"]))})
-
-
 def main() -> None:
     """Run the parts that are named, or all."""
     model = au.load()
     rows = Rows(RESULTS / "arm.jsonl", model)
     plain(rows, model)
-    parts = {"noise": noise, "fillers": fillers, "doses": doses}
+    parts = {"before": before, "between": between, "noise": noise, "after": after}
     for name in sys.argv[1:] or parts:
         parts[name](rows, model)
 

@@ -119,17 +119,32 @@ def test_a_cache_changes_nothing(tiny, recorder, elsewhere: bool) -> None:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_scoring_a_text_is_what_generating_it_sees(tiny, recorder, elsewhere: bool) -> None:
-    model, steering = tiny("llama"), arm(tiny("llama"), elsewhere=elsewhere)
-    (text,) = au.generate(model, TEXTS[1:2], steering, max_new_tokens=3, min_new_tokens=3, logits_processor=[recorder])
-    tokens, _ = recorder.take()
-    if model.tokenizer(TEXTS[1] + text).input_ids[-3:] == tokens[0].tolist():  # the joints keep their tokens
-        assert au.log_probability(model, [text], TEXTS[1:2], steering).item() > -40
-    whole = encode(model, [TEXTS[1]])
-    with torch.no_grad(), au.steered(model, steering) as m, m.trace(whole):
-        logits = m.output.logits.save()
-    best = logits[0, -1].argmax().item()
-    assert best == tokens[0, 0].item()
+def test_as_a_request_it_does_what_it_does_here(tiny, elsewhere: bool) -> None:
+    here, there = tiny("llama"), tiny("llama", remote="local")
+    said = [au.generate(model, TEXTS, arm(model, elsewhere=elsewhere), max_new_tokens=6) for model in (here, there)]
+    assert said[0] == said[1]
+
+
+def test_scoring_is_that_of_a_plain_model_under_a_hook(tiny, twin, hooked) -> None:
+    model, answer = tiny("llama"), " again and went home"
+    for text in TEXTS:
+        ids = torch.tensor([model.tokenizer(text + answer).input_ids])
+        prompt = len(model.tokenizer(text).input_ids)
+        assert ids[0, :prompt].tolist() == model.tokenizer(text).input_ids
+
+        def edit(x: Tensor, prompt: int = prompt) -> Tensor:
+            noise, new = draws(7, x.shape[-1], x.shape[1])[:, 0], x.clone()
+            for part in (slice(0, prompt), *(slice(i, i + 1) for i in range(prompt, x.shape[1]))):
+                group = by_hand(x[0, part].double().numpy().ravel(), noise[part].double().numpy().ravel(), **SETTINGS)
+                new[0, part] = torch.from_numpy(group).view(-1, x.shape[-1]).to(x.dtype)
+            return new
+
+        with hooked(twin(model), {(1, "gate"): edit}):
+            log_p = twin(model)(ids).logits.log_softmax(-1)[0, prompt - 1 : -1]
+        expected = log_p.gather(-1, ids[0, prompt:, None]).sum()
+        found = au.log_probability(model, [answer], [text], arm(model, layer=1, seed=7))
+        assert torch.allclose(found, expected, atol=5e-4)
+        assert not torch.allclose(found, au.log_probability(model, [answer], [text]), atol=5e-3)
 
 
 def test_seeds_and_the_control_differ_and_a_seed_repeats_itself(tiny) -> None:
