@@ -1,6 +1,6 @@
 """Make data/results/scaling.jsonl: what contrastive activation addition does to models of several sizes.
 
-    python experiments/scaling.py                                       the review models
+    python experiments/scaling.py                                       the review models and the default model
     python experiments/scaling.py [--device cuda] [--dtype bfloat16] ID ...     models of the hub, such as
                                                                         HuggingFaceTB/SmolLM2-360M-Instruct
 
@@ -8,7 +8,7 @@ At every layer of a model the vector is added at one norm, measured in typical n
 best layer at several. The effect is by how much it moves log p(positive answer) - log p(negative answer) of pairs that
 it was not fitted on; the layer is chosen on validation pairs and reported on test pairs. The review models of seed 0
 also write: sampled texts are parsed, for three ways of steering, at strengths that reach 1.5 times the unsteered
-perplexity. Rows of hub models go to _build/scaling.jsonl. Resumable; a quarter of an hour on two quiet CPU cores, after
+perplexity. Rows of hub models go to _build/scaling.jsonl. Resumable; twenty minutes on two quiet CPU cores, after
 experiments/review_models.py.
 """
 
@@ -139,6 +139,8 @@ def main() -> None:
         return
     for size, seed in tqdm([(size, seed) for size in LAYERS for seed in range(3)], desc="models"):
         review_model(size, seed)
+    model = au.load()
+    other_model(Rows(RESULTS / "scaling.jsonl", model), model)
 
 
 if __name__ == "__main__":
