@@ -17,7 +17,7 @@ NAMES = sorted(folder.parent.name for folder in au.data.own_folder("models").glo
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     module = training.llama(2, seed=5).eval()
-    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder = tmp_path_factory.getbasetemp() / "models" / "tiny"
     small.save(module, folder, {"seed": 5})
     return module, folder
 
