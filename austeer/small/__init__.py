@@ -36,7 +36,8 @@ def load(name: str | os.PathLike, *, device: str = "cpu") -> TransformersModel:
     """
     folder = _folder(name)
     models.require_hash(folder / WEIGHTS, card(name)["sha256"])
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    with models.no_widget_bars():
+        module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     module.config._name_or_path = folder.name  # not the path on this machine: it goes into every saved steering
     return models.load(module, tokenizer=grammar.tokenizer(), device=device, bos=True)
 
