@@ -27,7 +27,7 @@ from austeer.methods.was import output_direction
 from austeer.scoring import interval
 from austeer.steering import Steering
 
-REPEATS = 5
+REPEATS = 3
 UNITS = {"method": "AUSteer", "site": "attention", "choice": "momentum"}
 FIXED = {**UNITS, "rule": "directional", "strength": "fixed"}
 SPECIAL = {"rank", "positions", "seed", "swap", "shuffled", "steps", "components"}  # of rows that are variants

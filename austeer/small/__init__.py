@@ -25,7 +25,7 @@ def load(name: str | os.PathLike, *, device: str = "cpu") -> TransformersModel:
 
     Args:
         name: a model that ships with the book, such as "reviews-0.1M", or a directory that `save` wrote.
-        device: "cpu" or "cuda".
+        device: as in `au.load`.
 
     Returns:
         What `au.load` returns, so that the whole library works on it.
