@@ -9,6 +9,7 @@ from austeer.exercises.evaluation import check_calibrated, check_mcnemar
 from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
 from austeer.exercises.momentum import check_null_by_pairs, check_overlap
 from austeer.exercises.odesteer import check_euler, check_sketch_matrix
+from austeer.exercises.router import check_advantages, check_target
 from austeer.exercises.scale import check_halving, check_parameters
 from austeer.exercises.start import check_swing, check_units_per_layer
 from austeer.exercises.verdict import Verdict
@@ -16,6 +17,7 @@ from austeer.exercises.your_own import check_balance, check_choose
 
 __all__ = [
     "Verdict",
+    "check_advantages",
     "check_arrived",
     "check_balance",
     "check_calibrated",
@@ -41,5 +43,6 @@ __all__ = [
     "check_sketch_matrix",
     "check_soft_gate",
     "check_swing",
+    "check_target",
     "check_units_per_layer",
 ]
