@@ -6,38 +6,39 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy, linear, normalize, silu
+from torch.nn.functional import binary_cross_entropy, normalize
 from tqdm import tqdm
 
 from austeer.models import info
-from austeer.sites import Place
-from austeer.steering import Operator, Pass, Steering
+from austeer.sites import Place, require_layer
+from austeer.steering import Operator, Pass, Steering, require_strength
 
 PROMPTS, ROLLOUTS = 64, 8  # of one step of the training
 SPREAD = 0.1  # standard deviation of a sampled strength, as a share of the largest one
 
 
-class Route(Operator):
+class RoutedShift(Operator):
     """h <- h + strength * sum_k w_k alpha_k v_k, with w and alpha read off h once, at the prompt's last token.
 
-    The tensors: `layer` (1,), `library` (vectors, width), those of `route`, and the numbers `limit` and `threshold`.
+    Its tensors are `layer` (1,) int64, `library` (vectors, width), the router's of `route`, and `limit` and `threshold`
+    (1,).
     """
 
-    name = "route"
+    name = "routed shift"
 
     def reads(self) -> list[Place]:
         """Return the place where it writes."""
         return self.writes()
 
     def observe(self, place: Place, x: Tensor, now: Pass, state: dict) -> None:
-        """Choose the run's push when the prompt is read."""
-        if now.step == 0:
-            mixture = self.mixture(x[:, now.columns == now.prompt - 1])
-            state["push"] = mixture @ self.tensors["library"].to(mixture)
+        """Choose the run's push, (texts, width), when the prompt is read."""
+        if place not in state:
+            mixture = self.mixture(x[:, now.columns.tolist().index(now.prompt - 1)])
+            state[place] = mixture @ self.tensors["library"].to(mixture)
 
     def displacement(self, place: Place, x: Tensor, now: Pass, state: dict) -> Tensor:
         """Return the run's push at every token."""
-        return state["push"].expand(x.shape)
+        return state[place][:, None].expand(x.shape)
 
     def mixture(self, h: Tensor) -> Tensor:
         """Return (..., vectors), w_k alpha_k for h (..., width); w_k is 1 where p_k > threshold, else 0."""
@@ -55,71 +56,84 @@ class RISER(Steering):
     @classmethod
     def fit(
         cls, model, states: Tensor, library: Tensor, layer: int, reward: Callable[[Tensor, Tensor], Tensor] | None, *,
-        limit: float, start: Tensor | None = None, steps: int = 200, hidden: int = 1024, rate: float = 1e-3,
-        threshold: float = 0.7, positions: str = "last", seed: int = 0,
+        limit: float, start: Tensor | None = None, steps: int = 200, hidden: int = 1024, learning_rate: float = 1e-3,
+        threshold: float = 0.7, seed: int = 0,
     ) -> RISER:  # fmt: skip
-        """Let a router imitate mixtures that are known to be good, then train it by the reward of those it samples.
+        """Let a router imitate mixtures that are known to be good, then train it by the reward of those it draws.
 
         Args:
             model: a model from `load()`.
             states: (texts, width), the residual stream of the layer at each training prompt's last token.
-            library: (vectors, width), as from `cognitive_vectors`.
-            layer: 0-based; read and written.
+            library: (vectors, width), such as `cognitive_vectors` gives it.
+            layer: 0-based; read once, written from the prompt's last token on.
             reward: reward(rows (n,) int64, mixtures (n, vectors)) is (n,): what adding mixtures @ library after those
                 prompts is worth; not asked for where `steps` is 0.
             limit: alpha_max, the largest strength of one vector, in the units of the activations.
-            start: (texts, vectors), mixtures to imitate first, or None.
+            start: (texts, vectors), mixtures to imitate in 200 steps first, or None.
             steps: of the policy gradient.
-            hidden, rate: width of the inner layer, learning rate of Adam.
+            hidden, learning_rate: width of the inner layer; of Adam.
             threshold: once trained, a gate is open where p is above it.
-            positions: "last" (from the prompt's last token on), or "generated" (from the first new token on).
             seed: of all that is drawn.
 
         Raises:
-            ValueError: shapes that do not fit together, a limit that is not positive, or unknown positions.
+            ValueError: shapes that do not fit together, a layer that the model does not have, or a limit that is not
+                positive.
         """
         shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (states, library, start)]
-        if states.shape[1:] != library.shape[1:] or shapes[2] not in (None, (len(states), len(library))):
-            wanted = "(texts, width), (vectors, width) and (texts, vectors) or None"
+        layers, width = info(model).shape
+        if {*states.shape[1:], *library.shape[1:]} != {width} or shapes[2] not in (None, (len(states), len(library))):
+            wanted = f"(texts, {width}), (vectors, {width}) and (texts, vectors) or None"
             raise ValueError(f"states, library and start are {shapes[0]}, {shapes[1]}, {shapes[2]}; give {wanted}.")
-        if not limit > 0:
+        require_layer(layer, layers)
+        if not require_strength(limit) > 0:
             raise ValueError(f"limit is {limit}; give the largest strength, a number above 0.")
-        generator = torch.Generator().manual_seed(seed)
-        mean, deviation = states.mean(0), states.std(0).clamp(min=1e-6)
-        x = (states - mean) / deviation
-        maps = {"inner": (hidden, states.shape[1]), "heads": (2 * len(library), hidden)}
-        router = {name: torch.randn(shape, generator=generator) / shape[1] ** 0.5 for name, shape in maps.items()}
-        router |= {f"{name}_bias": torch.zeros(shape[0]) for name, shape in maps.items()}
-        optimiser = torch.optim.Adam([tensor.requires_grad_() for tensor in router.values()], lr=rate)
-
-        def step(loss: Tensor) -> None:
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-
-        for _ in range(0 if start is None else 200):
-            rows = torch.randint(len(x), (PROMPTS,), generator=generator)
-            step(imitation_loss(*route(x[rows], router, limit), start[rows], limit))
-        curve = torch.zeros(steps)
-        for number in tqdm(range(steps), desc="training the router", unit="step", leave=False):
-            rows = torch.randint(len(x), (PROMPTS,), generator=generator).repeat(ROLLOUTS)
-            gate, alpha = route(x[rows], router, limit)
-            opened = torch.bernoulli(gate.detach(), generator=generator)
-            drawn = alpha.detach() + SPREAD * limit * torch.randn(alpha.shape, generator=generator)
-            rewards = reward(rows, opened * drawn.clamp(0, limit))
-            step(policy_loss(gate, alpha, opened, drawn, rewards.view(ROLLOUTS, -1), SPREAD * limit))
-            curve[number] = rewards.mean()
-
-        router = {name: tensor.detach() for name, tensor in router.items()}
-        router["inner"] = router["inner"] / deviation  # the standardisation is folded into the first layer
-        router["inner_bias"] = router["inner_bias"] - router["inner"] @ mean
-        fixed = {"limit": torch.tensor(float(limit)), "threshold": torch.tensor(float(threshold))}
+        with torch.inference_mode(False), torch.enable_grad():
+            settings = float(limit), steps, hidden, learning_rate, torch.Generator().manual_seed(seed)
+            start = None if start is None else start.clone().float()
+            router, curve = _train(states.clone().float(), len(library), start, reward, *settings)
+        fixed = {"limit": torch.tensor([float(limit)]), "threshold": torch.tensor([float(threshold)])}
         tensors = {"layer": torch.tensor([layer]), "library": library.float(), **router, **fixed}
         about = {"method": "RISER", "vectors": len(library), "limit": float(limit), "steps": steps, "seed": seed}
-        about |= {"site": "residual", "shape": [info(model).shape[0], library.shape[1]]}
-        steering = cls([Route("residual", tensors, positions)], info(model), about)
+        about |= {"warm-up": start is not None, "site": "residual", "shape": [layers, width]}
+        steering = cls([RoutedShift("residual", tensors, "last")], info(model), about)
         steering.curve = curve
         return steering
+
+
+def _train(
+    states: Tensor, vectors: int, start: Tensor | None, reward: Callable | None, limit: float, steps: int, hidden: int,
+    learning_rate: float, generator: torch.Generator,
+) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+    """Return the router's tensors and the mean reward of every step of the policy gradient, (steps,)."""
+    mean, deviation = states.mean(0), states.std(0).clamp(min=1e-6)
+    x = (states - mean) / deviation
+    router = {}
+    for name, shape in (("inner", (hidden, x.shape[1])), ("heads", (2 * vectors, hidden))):
+        router[name] = (torch.randn(shape, generator=generator) / shape[1] ** 0.5).requires_grad_()
+        router[f"{name}_bias"] = torch.zeros(shape[0], requires_grad=True)
+    optimiser = torch.optim.Adam(router.values(), lr=learning_rate)
+
+    def descend(loss: Tensor) -> None:
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    for _ in range(0 if start is None else 200):
+        rows = torch.randint(len(x), (PROMPTS,), generator=generator)
+        descend(imitation_loss(*route(x[rows], router, limit), start[rows], limit))
+    curve = torch.zeros(steps)
+    for step in tqdm(range(steps), desc="training the router", unit="step", leave=False):
+        rows = torch.randint(len(x), (PROMPTS,), generator=generator).repeat(ROLLOUTS)
+        gate, alpha = route(x[rows], router, limit)
+        opened = torch.bernoulli(gate.detach(), generator=generator)
+        drawn = alpha.detach() + SPREAD * limit * torch.randn(alpha.shape, generator=generator)
+        rewards = reward(rows, opened * drawn.clamp(0, limit))
+        descend(policy_loss(gate, alpha, opened, drawn, rewards.view(ROLLOUTS, -1), SPREAD * limit))
+        curve[step] = rewards.mean()
+    router = {name: tensor.detach() for name, tensor in router.items()}
+    router["inner"] = router["inner"] / deviation  # the standardisation is folded into the first layer
+    router["inner_bias"] = router["inner_bias"] - router["inner"] @ mean
+    return router, curve
 
 
 def cognitive_vectors(differences: Tensor, count: int, seed: int = 0) -> Tensor:
@@ -131,9 +145,12 @@ def cognitive_vectors(differences: Tensor, count: int, seed: int = 0) -> Tensor:
 
 
 def route(h: Tensor, router: dict[str, Tensor], limit: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return gate probabilities in [0, 1] and strengths in [0, limit], (..., vectors) each, for h (..., width)."""
-    inner = silu(linear(h, router["inner"], router["inner_bias"]))
-    gate, alpha = linear(inner, router["heads"], router["heads_bias"]).sigmoid().chunk(2, -1)
+    """Return gate probabilities in [0, 1] and strengths in [0, limit], (..., vectors) each, for h (..., width).
+
+    The router's tensors are `inner` (hidden, width), `heads` (2 vectors, hidden), `inner_bias` and `heads_bias`.
+    """
+    inner = torch.nn.functional.silu(h @ router["inner"].T + router["inner_bias"])
+    gate, alpha = (inner @ router["heads"].T + router["heads_bias"]).sigmoid().chunk(2, -1)
     return gate, limit * alpha
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import austeer as au
-from austeer.methods.riser import RISER, Route, cognitive_vectors, imitation_loss, policy_loss, route
+from austeer.methods.riser import RISER, RoutedShift, cognitive_vectors, imitation_loss, policy_loss, route
 from austeer.steering import Steering
 
 PROMPTS = ["Hello there", "My sister told me", "When the train arrived at noon, everybody"]  # of growing length
@@ -26,13 +26,13 @@ def some_router(seed: int = 0, limit: float = 30.0) -> dict[str, torch.Tensor]:
     return {
         "layer": torch.tensor([LAYER]), "library": torch.nn.functional.normalize(draw(COUNT, WIDTH), dim=-1),
         "inner": draw(8, WIDTH) / 20, "inner_bias": draw(8), "heads": draw(2 * COUNT, 8), "heads_bias": draw(2 * COUNT),
-        "limit": torch.tensor(limit), "threshold": torch.tensor(0.5),
+        "limit": torch.tensor([limit]), "threshold": torch.tensor([0.5]),
     }  # fmt: skip
 
 
 def steering_of(model: Any, tensors: dict[str, torch.Tensor], positions: str = "last") -> RISER:
     about = {"method": "RISER", "site": "residual", "shape": [au.sites.anatomy(model).layers, WIDTH]}
-    return RISER([Route("residual", tensors, positions)], au.models.info(model), about)
+    return RISER([RoutedShift("residual", tensors, positions)], au.models.info(model), about)
 
 
 def by_hand(h: np.ndarray, t: dict[str, torch.Tensor]) -> np.ndarray:
@@ -75,7 +75,7 @@ def test_k_means_ends_where_lloyds_algorithm_ends() -> None:
 def test_the_router_is_the_network_that_the_paper_describes() -> None:
     tensors = some_router()
     h = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(3)) * 3
-    found = Route("residual", tensors).mixture(h)
+    found = RoutedShift("residual", tensors).mixture(h)
     expected = np.stack([by_hand(row, tensors) for row in h.double().numpy()])
     assert np.allclose(found.numpy(), expected, atol=1e-4)
     assert 0 < (found == 0).sum() < found.numel()  # some gates are open and some are not
@@ -133,7 +133,7 @@ def test_a_router_composes_and_is_saved(tiny: Any, tmp_path: Any) -> None:
     again = Steering.load(tmp_path / "r.safetensors")
     half = au.log_probability(model, [" one two"], PROMPTS[:1], steering * -0.5)
     assert torch.allclose(au.log_probability(model, [" one two"], PROMPTS[:1], again), half, atol=1e-4)
-    assert "route" in repr(again)
+    assert "routed shift" in repr(again)
 
 
 # Training
@@ -197,19 +197,21 @@ WANTED = torch.tensor([[1.6, 0.0], [0.0, 0.8]])  # what each of two kinds of pro
 def toy(texts: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
     """States that say which kind a prompt is, far from zero and of unequal scale, among noise."""
     kind = torch.arange(texts) % 2
-    states = torch.randn(texts, 8, generator=torch.Generator().manual_seed(1))
+    states = torch.randn(texts, WIDTH, generator=torch.Generator().manual_seed(1))
     states[:, 0] += 8.0 * (kind - 0.5)
-    return states * torch.tensor([100.0, 1, 1, 1, 1, 1, 1, 0.01]) + 50.0, kind
+    scale = torch.ones(WIDTH)
+    scale[0], scale[-1] = 100.0, 0.01
+    return states * scale + 50.0, kind
 
 
 def train(model: Any, **options: Any) -> tuple[RISER, torch.Tensor]:
     states, kind = toy()
-    library = torch.eye(2, 8)
+    library = torch.eye(2, WIDTH)
 
     def reward(rows: torch.Tensor, mixtures: torch.Tensor) -> torch.Tensor:
         return -(mixtures - WANTED[kind[rows]]).square().sum(-1)
 
-    settings = {"limit": 2.0, "steps": 300, "hidden": 32, "rate": 1e-2, **options}
+    settings = {"limit": 2.0, "steps": 300, "hidden": 32, "learning_rate": 1e-2, **options}
     steering = RISER.fit(model, states, library, 1, reward, **settings)
     return steering, (steering.operators[0].mixture(states) - WANTED[kind]).abs().amax(0)
 
@@ -243,13 +245,17 @@ def test_the_network_is_seen_through_the_standardisation(tiny: Any) -> None:
     assert gate.std() < 0.3 and gate.min() > 0.01  # an untrained router is undecided whatever the scale of the states
 
 
-def test_what_does_not_fit_is_refused(tiny: Any) -> None:
-    model, library = tiny("llama"), torch.eye(2, 8)
-    with pytest.raises(ValueError, match=r"\(3, 9\)"):
-        RISER.fit(model, torch.zeros(3, 9), library, 1, None, limit=1.0)
+def test_what_does_not_fit_is_refused_before_anything_is_trained(tiny: Any) -> None:
+    model, states, library = tiny("llama"), torch.zeros(3, WIDTH), torch.eye(2, WIDTH)
+    with pytest.raises(ValueError, match=r"\(3, 31\)"):
+        RISER.fit(model, states[:, 1:], library, 1, None, limit=1.0)
+    with pytest.raises(ValueError, match=r"\(2, 31\)"):
+        RISER.fit(model, states, library[:, 1:], 1, None, limit=1.0)
     with pytest.raises(ValueError, match="start"):
-        RISER.fit(model, torch.zeros(3, 8), library, 1, None, limit=1.0, start=torch.zeros(3, 3))
+        RISER.fit(model, states, library, 1, None, limit=1.0, start=torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="layer is 3"):
+        RISER.fit(model, states, library, 3, None, limit=1.0)
     with pytest.raises(ValueError, match="limit is 0"):
-        RISER.fit(model, torch.zeros(3, 8), library, 1, None, limit=0.0)
-    with pytest.raises(ValueError, match="positions"):
-        RISER.fit(model, torch.randn(3, 8), library, 1, None, limit=1.0, steps=0, positions="first")
+        RISER.fit(model, states, library, 1, None, limit=0.0)
+    with pytest.raises(ValueError, match="finite"):
+        RISER.fit(model, states, library, 1, None, limit=float("nan"))
