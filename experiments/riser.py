@@ -60,7 +60,7 @@ TRAINING = {"hidden": 256, "learning_rate": 1e-3}
 SEEDS = 3
 LAYERS, FRACTIONS = (10, 14, 18), (0.2, 0.4)  # fractions of the median norm of a state
 LAYER = 18  # of `layers`, the one with the largest effect at the price
-EVERY = {"train": 8, "validation": 16, "test": 12}  # of the pairs of a part each need gets one in so many, its own ones
+EVERY = {"train": 2, "validation": 16, "test": 12}  # of the pairs of a part each need gets one in so many, its own ones
 Run = Callable[
     [float], tuple[Tensor, list[Steering]]
 ]  # at a strength: changes of log p, and a steering for each prompt
@@ -308,8 +308,8 @@ def routers(rows: Rows, model) -> None:
         au.collect(model, [pair.prompt for _, pair in wishes(part)], "residual")[:, LAYER] for part in ("train", "test")
     )
     labels = torch.zeros(len(states), len(library)).scatter(1, torch.tensor(nearest)[known.need][:, None], limit)
-    kinds = {"labels": (labels, 0), "warm-up": (known.best(), 0), "reward alone": (None, 200)}
-    kinds["RISER"] = known.best(), 200
+    kinds = {"labels": (labels, 0), "labels, then reward": (labels, 200), "warm-up": (known.best(), 0)}
+    kinds |= {"reward alone": (None, 200), "RISER": (known.best(), 200)}
     for name, (start, steps) in kinds.items():
         for seed in range(SEEDS):
             if rows.get(cell={"router": name, "seed": seed}):
@@ -378,7 +378,7 @@ def candidates(rows: Rows, model, measure: Measure) -> Iterator[Candidate]:
     }
     for name, each in directions.items():
         yield {"method": name}, pushed(measure, each * limit), 1.0
-    for name in ("labels", "warm-up", "reward alone", "RISER"):
+    for name in ("labels", "warm-up", "reward alone", "labels, then reward", "RISER"):
         mixtures = torch.tensor(rows.get(cell={"router": name, "seed": 0})["mixtures"])
         yield {"method": name, "seed": 0}, pushed(measure, mixtures @ library), 1.0
     units = []
