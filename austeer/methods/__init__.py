@@ -7,7 +7,10 @@ from austeer.methods.iti import ITI
 from austeer.methods.linact import LinAcT
 from austeer.methods.mimic import MiMiC
 from austeer.methods.odesteer import ODESteer
+from austeer.methods.riser import RISER
 from austeer.methods.sadi import SADI
 from austeer.methods.was import WAS
 
-__all__ = ["CAA", "ITI", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC", "ODESteer"]
+__all__ = [
+    "CAA", "ITI", "RISER", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC", "ODESteer",
+]  # fmt: skip
