@@ -10,13 +10,16 @@ from austeer.exercises.evaluation import check_calibrated, check_mcnemar
 from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
 from austeer.exercises.momentum import check_null_by_pairs, check_overlap
 from austeer.exercises.odesteer import check_euler, check_sketch_matrix
+from austeer.exercises.router import check_advantages, check_target
 from austeer.exercises.scale import check_halving, check_parameters
+from austeer.exercises.scaling import check_log_odds, check_slope
 from austeer.exercises.start import check_swing, check_units_per_layer
 from austeer.exercises.verdict import Verdict
 from austeer.exercises.your_own import check_balance, check_choose
 
 __all__ = [
     "Verdict",
+    "check_advantages",
     "check_arrived",
     "check_balance",
     "check_calibrated",
@@ -31,6 +34,7 @@ __all__ = [
     "check_halving",
     "check_head_writes",
     "check_last_gradient",
+    "check_log_odds",
     "check_matching",
     "check_mcnemar",
     "check_normalised_kl",
@@ -42,7 +46,9 @@ __all__ = [
     "check_right_way",
     "check_scale_output",
     "check_sketch_matrix",
+    "check_slope",
     "check_soft_gate",
     "check_swing",
+    "check_target",
     "check_units_per_layer",
 ]

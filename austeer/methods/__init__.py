@@ -8,9 +8,11 @@ from austeer.methods.iti import ITI
 from austeer.methods.linact import LinAcT
 from austeer.methods.mimic import MiMiC
 from austeer.methods.odesteer import ODESteer
+from austeer.methods.riser import RISER
 from austeer.methods.sadi import SADI
 from austeer.methods.was import WAS
 
 __all__ = [
-    "ARM", "CAA", "ITI", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC", "ODESteer",
+    "ARM", "CAA", "ITI", "RISER", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC",
+    "ODESteer",
 ]  # fmt: skip
