@@ -27,7 +27,7 @@ Show (imported when asked for)
 
 from importlib import import_module
 
-from austeer import diagnostics, methods
+from austeer import diagnostics, methods, small
 from austeer.activations import collect
 from austeer.data import ContrastivePair, Prompt, load_pairs, load_prompts, load_results, split, swap_topics
 from austeer.evaluation import Report, evaluate
@@ -53,5 +53,5 @@ __all__ = [
     "activation_momentum", "at_price", "audit", "bake", "collect", "diagnostics", "draws_at_price", "evaluate",
     "generate", "kl", "load", "load_pairs", "load_prompts", "load_results", "load_task", "log_probability",
     "methods", "momentum_of", "own_task", "pairs_of", "perplexity", "pooled", "repetition", "select", "sentiment",
-    "split", "steered", "swap_topics",
+    "small", "split", "steered", "swap_topics",
 ]  # fmt: skip

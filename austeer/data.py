@@ -201,10 +201,14 @@ def _rows(name: str, kind: Callable[..., Item]) -> list[Item]:
     return items
 
 
-def _own(name: str, kind: str = ".") -> Path:
-    """Find a set of the book: inside the installed package, or beside it in a checkout."""
+def own_folder(kind: str = ".") -> Path:
+    """Return where the book's own files are: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
-    folder = (package / "_data" if (package / "_data").exists() else package.parent / "data") / kind
+    return (package / "_data" if (package / "_data").exists() else package.parent / "data") / kind
+
+
+def _own(name: str, kind: str = ".") -> Path:
+    folder = own_folder(kind)
     known = sorted(path.stem for path in folder.glob("*.jsonl"))
     if name not in known:
         raise ValueError(f"{name!r} is none of the book's own ({', '.join(known)}), nor the path of a .jsonl file.")

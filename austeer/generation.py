@@ -12,7 +12,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import BaseStreamer, RepetitionPenaltyLogitsProcessor
 
 from austeer.models import apply_template, encode, info, several, token_ids
@@ -249,6 +249,26 @@ class _PenaltyBlindToPadding(RepetitionPenaltyLogitsProcessor):
         last_of_prompt = input_ids[:, width - 1 : width]  # any real token will do: it is penalised once in any case
         seen = torch.where(padding, last_of_prompt, input_ids)
         return RepetitionPenaltyLogitsProcessor.__call__(self, seen, scores)
+
+
+class Sampling(LogitsProcessor):
+    """Turns the greedy choice into a draw from the model's distribution, at temperature 1, by a given generator.
+
+    Gumbel noise is added to the scores: the largest sum is token t with exactly t's probability. transformers' own
+    sampling draws from the global generator only. Runs on the same prompts with generators of the same seed get the
+    same noise, so that what differs between them is the steering.
+
+    Args:
+        generator: on the CPU; every draw comes from it, batch by batch.
+    """
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores with noise, (texts, vocabulary)."""
+        uniform = torch.rand(scores.shape, generator=self.generator, dtype=torch.float64)
+        return scores - (-uniform.log()).log().to(scores)
 
 
 class _Ticks(BaseStreamer):

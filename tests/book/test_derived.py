@@ -10,12 +10,16 @@ import pytest
 from notebooks import ROOT, tags
 
 import austeer.methods.alphasteer
+import austeer.methods.arm
 import austeer.methods.odesteer
+import austeer.methods.riser
 import austeer.momentum
 
 HOME = {
     "field": austeer.methods.odesteer,
     "null_space": austeer.methods.alphasteer,
+    "policy_loss": austeer.methods.riser,
+    "redistribute": austeer.methods.arm,
     "ridge_gate": austeer.methods.alphasteer,
     "signed_score": austeer.momentum,
 }
