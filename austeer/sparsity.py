@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from austeer.activations import TOKENS_PER_PASS, require_finite
+from austeer.activations import TOKENS_PER_PASS, Texts, require_finite
 from austeer.generation import quiet
-from austeer.models import encode, info, several, token_ids
+from austeer.models import info, several
 from austeer.remote import bundles, run
 from austeer.sites import Place, Sites, anatomy, weight
 from austeer.steering import Operator, Pass, Steering, apply, require_steering
@@ -255,24 +255,16 @@ def _steering(model, operator: Operator, method: str) -> Steering:
 
 def _passes(model, texts: Sequence[str], tokens_per_pass: int, job: Callable, *shared) -> Iterator[tuple]:
     """Yield the numbers of the texts of each batch, longest first, and what a job gives for it."""
-    texts = several(texts)
-    encode(model, texts)  # refuses a bad text before the work on the others
-    lengths = [len(token_ids(model, text)) for text in texts]
+    laid_out = Texts.of(model, several(texts), None)
 
     def batch(rows: list[int]) -> tuple:
-        inputs = encode(model, [texts[row] for row in rows])
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        inputs, _ = laid_out.encode(model, rows)
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)  # padding has no position
         return rows, inputs
 
-    def batches() -> Iterator[tuple]:
-        rows = sorted(range(len(texts)), key=lambda row: (-lengths[row], row))
-        while rows:
-            count = max(1, tokens_per_pass // lengths[rows[0]])
-            yield batch(rows[:count])
-            rows = rows[count:]
-
+    batches = map(batch, laid_out.batches(tokens_per_pass))
     with tqdm(total=len(texts), desc="reading neurons", unit="text", leave=False) as bar, quiet():
-        for bundle, found in run(model, job, bundles(model, batches()), *shared, again=batch):
+        for bundle, found in run(model, job, bundles(model, batches), *shared, again=batch):
             for (rows, _), read in zip(bundle, found, strict=True):
                 yield rows, read
                 bar.update(len(rows))
