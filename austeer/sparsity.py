@@ -222,34 +222,41 @@ def sparsified(model, thresholds: Tensor) -> Steering:
     return _steering(model, Threshold("neuron", {"threshold": threshold}), "output norm threshold")
 
 
-def fat(model, epsilon: float) -> Steering:
+def fat(model, epsilon: float, site: str = "neuron") -> Steering:
     """Silence every neuron on every token where |activation| < epsilon: one number for all layers (FAT-epsilon).
 
-    The paper's code compares act(W_g x) with epsilon; here it is the gated activation, what the matrix reads.
+    Args:
+        model: a model from `load()`.
+        epsilon: in units of the activation.
+        site: "neuron", what the matrix reads, or "gate", act(W_g x) alone, which the paper's code compares.
     """
     found = anatomy(model)
-    threshold = torch.full((found.layers, found.require("neuron")), float(epsilon))
-    return _steering(model, Threshold("neuron", {"threshold": threshold}), f"FAT-{epsilon:g}")
+    threshold = torch.full((found.layers, found.require(site)), float(epsilon))
+    return _steering(model, Threshold(site, {"threshold": threshold}), f"FAT-{epsilon:g}")
 
 
-def top_k(model, share: float) -> Steering:
+def top_k(model, share: float, site: str = "neuron") -> Steering:
     """Keep, on every token and in every layer, the same share of the neurons, those with the largest |activation|.
 
+    Args:
+        model: a model from `load()`.
+        share: of the neurons of a layer.
+        site: as for `fat`; the paper's code keeps a share of all numbers of a text together.
+
     Raises:
-        ValueError: a share that keeps no neuron or more than all.
+        ValueError: a share that keeps no neuron or more than all, or a model without a gate where one is asked for.
     """
     found = anatomy(model)
-    keep = round(share * found.require("neuron"))
-    if not 1 <= keep <= found.widths["neuron"]:
-        raise ValueError(
-            f"share is {share!r}; give a share of the {found.widths['neuron']} neurons above 0 and up to 1."
-        )
-    return _steering(model, TopK("neuron", {"keep": torch.full((found.layers,), keep)}), f"top {share:.3g}")
+    width = found.require(site)
+    keep = round(share * width)
+    if not 1 <= keep <= width:
+        raise ValueError(f"share is {share!r}; give a share of the {width} neurons above 0 and up to 1.")
+    return _steering(model, TopK(site, {"keep": torch.full((found.layers,), keep)}), f"top {share:.3g}")
 
 
-def _steering(model, operator: Operator, method: str) -> Steering:
+def _steering(model, operator: Threshold | TopK, method: str) -> Steering:
     found = anatomy(model)
-    about = {"method": method, "site": "neuron", "shape": [found.layers, found.widths["neuron"]]}
+    about = {"method": method, "site": operator.site, "shape": [found.layers, found.widths[operator.site]]}
     return Steering([operator], info(model), about)
 
 

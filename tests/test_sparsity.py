@@ -1,5 +1,7 @@
 """CETT and its searches against cases computed by hand; steerings that silence neurons against plain hooks."""
 
+import copy
+
 import pytest
 import torch
 
@@ -144,6 +146,28 @@ def test_silencing_is_what_plain_hooks_do(small, twin, hooked, rule):
     assert 0.1 < found.active.mean() < 0.95
     again = -au.log_probability(model, TEXTS, steering=steering)  # the library's own path
     assert torch.allclose(found.nats.float(), again, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["top-k", "fat"])
+def test_a_gate_that_is_silenced_silences_its_neuron(tiny, twin, rule):
+    model = tiny("llama")
+    steering = {"top-k": sparsity.top_k(model, 0.25, "gate"), "fat": sparsity.fat(model, 0.05, "gate")}[rule]
+
+    def silence(module, args, x):
+        if rule == "fat":
+            return torch.where(x.abs() < 0.05, 0.0, x)
+        return x * torch.zeros_like(x).scatter(-1, x.abs().topk(x.shape[-1] // 4, dim=-1).indices, 1.0)
+
+    module, shares = copy.deepcopy(twin(model)), []
+    for layer in module.model.layers:
+        layer.mlp.act_fn.register_forward_hook(silence)
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: shares.append((args[0] != 0).float().mean()))
+    ids = model.tokenizer(TEXTS[0], return_tensors="pt").input_ids
+    lost = torch.nn.functional.cross_entropy(module(ids).logits[0, :-1].float(), ids[0, 1:], reduction="sum")
+    found = sparsity.activity(model, TEXTS[:1], steering)
+    assert found.nats.item() == pytest.approx(lost.item(), rel=1e-4)
+    assert found.active.mean().item() == pytest.approx(torch.stack(shares).mean().item(), abs=1e-3)
+    assert 0.1 < found.active.mean() < 0.95
 
 
 def test_perplexity_is_over_all_tokens(tiny):
