@@ -10,7 +10,7 @@ from austeer import sparsity
 from austeer.sites import Place, weight
 from austeer.small import grammar, training
 
-TEXTS = ["Once upon a time there was a king and his dog", "The sea was calm", "My shoe is lost again, said he"]
+TEXTS = ["The sea was calm", "Once upon a time there was a king and his dog", "My shoe is lost again, said he"]
 LAYER = torch.tensor([[3.0, 0.0], [0.0, 4.0]])  # two neurons that write at a right angle, 3 and 4 long
 
 
@@ -95,7 +95,7 @@ def test_ppl_p_is_where_perplexity_is_up_by_p():
         asked.append(target)
         return 1 + target**2
 
-    assert sparsity.cett_at(ratio, 1.0) == pytest.approx(0.1, abs=2**-15)
+    assert sparsity.cett_at(ratio, 1.0) == pytest.approx(0.1, abs=2**-16)
     assert asked[:4] == [0.5, 0.25, 0.125, 0.0625] and len(asked) == 15
     assert sparsity.cett_at(ratio, 25.0, evaluations=10) == pytest.approx(0.5, abs=2**-10)
     assert sparsity.cett_at(lambda target: 0.9) == pytest.approx(1.0, abs=1e-4)  # nothing matters: all is silenced
