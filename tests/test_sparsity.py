@@ -10,7 +10,8 @@ from austeer import sparsity
 from austeer.sites import Place, weight
 from austeer.small import grammar, training
 
-TEXTS = ["The sea was calm", "Once upon a time there was a king and his dog", "My shoe is lost again, said he"]
+LONG = "My shoe is lost again, said he, and nobody has seen it since the dog ran into the garden with the other one"
+TEXTS = ["The sea was calm", LONG, "Once upon a time there was a king and his dog"]  # read in another order
 LAYER = torch.tensor([[3.0, 0.0], [0.0, 4.0]])  # two neurons that write at a right angle, 3 and 4 long
 
 
