@@ -8,6 +8,8 @@ on one core, so that sums are the same on every number of cores. Resumable; ten 
 """
 
 import copy
+import json
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
@@ -69,8 +71,12 @@ def follow(size: str, activation: str, seed: int) -> None:
 
 
 def main() -> None:
-    """Follow every model, the large ones of a seed first."""
+    """Follow every model whose rows are not all there, the large ones of a seed first."""
     wanted = [(size, kind, seed) for seed in range(SEEDS) for size in [*LAYERS][::-1] for kind in ACTIVATIONS]
+    path = RESULTS / "sparsity_family.jsonl"
+    cells = [json.loads(line)["cell"] for line in path.read_text().splitlines()] if path.exists() else []
+    rows = Counter((cell["model"], cell["activation"], cell["seed"]) for cell in cells)
+    wanted = [one for one in wanted if rows[one] < len(MEASURED)]
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for done in tqdm(as_completed([pool.submit(follow, *one) for one in wanted]), total=len(wanted), desc="models"):
             done.result()
