@@ -1,5 +1,6 @@
 """Steering methods, one file each; every method is fitted or given what was read, and is a `Steering`."""
 
+from austeer.methods.ablation import DirectionAblation
 from austeer.methods.alphasteer import AlphaSteer
 from austeer.methods.austeer import AUSteer, DirectionalAUSteer
 from austeer.methods.caa import CAA
@@ -10,4 +11,16 @@ from austeer.methods.odesteer import ODESteer
 from austeer.methods.sadi import SADI
 from austeer.methods.was import WAS
 
-__all__ = ["CAA", "ITI", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC", "ODESteer"]
+__all__ = [
+    "CAA",
+    "ITI",
+    "SADI",
+    "WAS",
+    "AUSteer",
+    "AlphaSteer",
+    "DirectionAblation",
+    "DirectionalAUSteer",
+    "LinAcT",
+    "MiMiC",
+    "ODESteer",
+]

@@ -88,6 +88,11 @@ CONTRACT = [
         {"a_minus_negates_the_displacement": "A map has no negative: it is refused."},
     ),
     Listed("AlphaSteer", lambda model: gated(model)),
+    Listed(
+        "DirectionAblation",
+        lambda model: methods.DirectionAblation.fit(model, PAIRS, layer=1),
+        {"a_minus_negates_the_displacement": "A projection has no sign: it is refused."},
+    ),
     Listed("WAS", lambda model: controlled(model), dict.fromkeys(FIRST_PASS, "It leaves the prompt's own pass alone.")),
 ]
 
