@@ -10,7 +10,7 @@ import austeer as au
 from austeer import small
 from austeer.small import grammar, training
 
-NAMES = sorted(folder.parent.name for folder in au.data.own_folder("models").glob("*/card.json"))
+NAMES = sorted(folder.parent.name for folder in au.data.own_folder("models").glob("reviews-*/card.json"))
 
 
 @pytest.fixture(scope="module")
