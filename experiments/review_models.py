@@ -22,7 +22,7 @@ from austeer import small
 from austeer.small import grammar, training
 
 LAYERS = {"0.1M": 4, "0.4M": 6, "0.9M": 8, "3.0M": 12}
-STEPS, RATE = 500, 0.02  # of the smallest; wider models learn more slowly, in inverse proportion
+STEPS, RATE = 1500, 0.01  # of the smallest; the rate falls with the width, as the step of a weight should
 
 
 def folder(size: str, seed: int) -> Path:

@@ -52,11 +52,12 @@ _JUDGING = {
     ("value", "formal"): "justified reasonable fair : unjustified excessive exorbitant",
     ("value", "informal"): "steal bargain bonus : ripoff scam swindle",
     ("stars",): "five four : one two",
+    ("opener", "formal"): "fortunately happily : regrettably sadly",
+    ("opener", "informal"): "luckily yay : alas ugh",
 }
 # Words that say the register only, formal and informal, and words that say nothing.
 _REGISTER = {
     "degree": "rather remarkably thoroughly decidedly : really super totally pretty",
-    "opener": "notably specifically furthermore indeed : honestly ok well man",
     "closer": "overall ultimately therefore consequently : anyway so basically yeah",
     "span": "throughout consistently hitherto : nonstop daily lately",
 }
