@@ -2,7 +2,7 @@
 
     python experiments/masked_model.py
 
-It goes to data/models/diffusion-0.9M, with its card. One thread, so that sums are the same on every number of cores.
+It goes to data/models/diffusion-0.4M, with its card. One thread, so that sums are the same on every number of cores.
 Resumable: a run that was stopped goes on from its last 50 steps, and a model that is there is not trained again. Ten
 minutes on two quiet CPU cores.
 """
@@ -16,8 +16,8 @@ from rows import RESULTS
 from austeer import small
 from austeer.small import diffusion, grammar, training
 
-LAYERS, STEPS, RATE, SEED = 8, 2000, 0.006, 0
-FOLDER = RESULTS.parent / "models" / "diffusion-0.9M"
+LAYERS, STEPS, RATE, SEED = 6, 2500, 0.008, 0
+FOLDER = RESULTS.parent / "models" / "diffusion-0.4M"
 
 
 def held_out(module, reviews: int = 512, draws: int = 8) -> dict:

@@ -40,7 +40,7 @@ class Projection(Operator):
     def displacement(self, place: Place, x: Tensor, now: Pass, state: dict) -> Tensor:
         """Return -(x . v) v."""
         (v,) = on_device(self, ("direction",), x, state)
-        return -(x.to(v.dtype) @ v)[..., None] * v
+        return -(x * v).sum(-1, keepdim=True) * v
 
 
 class DirectionAblation(Steering):

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from austeer import models
 from austeer.generation import quiet
 from austeer.models import apply_template, encode, info, several
+from austeer.sites import Place, Sites, anatomy
 from austeer.small import grammar, training
 from austeer.steering import Operator, Steering, apply, require_steering
 
@@ -139,6 +140,60 @@ def answer_log_probability(review: grammar.Review) -> float:
     return grammar.log_probability(review.text) - first
 
 
+def states(
+    model, texts: Sequence[str], site: str = "residual", where: str = "last", new_tokens: int = ANSWER
+) -> Tensor:
+    """Read a site of every layer, at a place of each text that `collect` does not know.
+
+    Args:
+        model: a masked diffusion model.
+        texts: read in one pass each, without an answer, unless it is asked for.
+        site: "attention", "ffn", "neuron" or "residual".
+        where: "last" or "first", that token of the text, BOS included; "mean" over all of its tokens; "masks", the mean
+            over an answer of masks that follows the text.
+        new_tokens: length of that answer.
+
+    Returns:
+        (texts, layers, width) float32.
+
+    Raises:
+        ValueError: an unknown site or place, or as `collect`.
+    """
+    if where not in ("first", "last", "mean", "masks"):
+        raise ValueError(f"where is {where!r}; give first, last, mean or masks.")
+    anatomy(model).require(site)
+    found = []
+    for start in range(0, max(1, len(texts)), ROWS_PER_PASS):
+        answer = new_tokens if where == "masks" else 0
+        batch, width = _canvas_of(model, texts[start : start + ROWS_PER_PASS], None, answer)
+        columns = torch.arange(batch["input_ids"].shape[1])
+        share = batch["attention_mask"] * ((columns >= width) if answer else 1.0)  # of each token in what is read
+        if where in ("first", "last"):
+            column = share.argmax(-1) if where == "first" else torch.full((len(share),), width - 1)
+            share = nn.functional.one_hot(column, len(columns)).float()
+        share = share / share.sum(-1, keepdim=True)
+        with quiet(), torch.no_grad(), model.trace(batch, use_cache=False):
+            sites = Sites(model)
+            read = [
+                torch.einsum("btw,bt->bw", sites.read(Place(layer, site)).float(), share.to(model.device))
+                for layer in range(sites.anatomy.layers)
+            ]
+            read = torch.stack(read, 1).cpu().save()
+        found.append(read)
+    return torch.cat(found)
+
+
+def _canvas_of(model, texts: Sequence[str], template: str | None, new_tokens: int) -> tuple[dict[str, Tensor], int]:
+    """Return the inputs of a pass over texts with masks behind them, and in which column the masks begin."""
+    batch = encode(model, apply_template(model, several(texts), template), room=new_tokens)
+    masks = torch.full((len(batch["input_ids"]), new_tokens), model._module.config.mask_token_id)
+    inputs = {
+        "input_ids": torch.cat([batch["input_ids"], masks], 1),
+        "attention_mask": torch.cat([batch["attention_mask"], torch.ones_like(masks)], 1),
+    }
+    return inputs, batch["input_ids"].shape[1]
+
+
 def denoise(
     model,
     prompts: Sequence[str],
@@ -211,16 +266,13 @@ def denoising(
         )
     if steering is not None:
         require_steering(steering, model)
-    batch = encode(model, apply_template(model, several(prompts), template), room=new_tokens)
-    prompt, size = batch["input_ids"].shape[1], new_tokens // blocks
-    ids = torch.full((len(prompts), new_tokens), mask)
-    real = torch.cat([batch["attention_mask"], torch.ones_like(ids)], 1)
-    noise = 0.0
+    batch, prompt = _canvas_of(model, prompts, template, new_tokens)
+    ids, size, noise = batch["input_ids"][:, prompt:], new_tokens // blocks, 0.0
     for step in range(steps):
         block, turn = divmod(step, steps // blocks)
         acts = steering is not None and (steered is None or step in steered)
-        canvas = {"input_ids": torch.cat([batch["input_ids"], ids], 1), "attention_mask": real}
-        logits = _answer_logits(model, canvas, steering.operators if acts else (), prompt)
+        batch["input_ids"] = torch.cat([batch["input_ids"][:, :prompt], ids], 1)
+        logits = _answer_logits(model, batch, steering.operators if acts else (), prompt)
         logits[..., mask] = -torch.inf
         if generator is not None and step == 0:
             noise = -(-torch.rand(logits.shape, generator=generator, dtype=torch.float64).log()).log()
@@ -234,10 +286,10 @@ def denoising(
         yield ids
 
 
-def _answer_logits(model, canvas: dict[str, Tensor], operators: Sequence[Operator], prompt: int) -> Tensor:
+def _answer_logits(model, batch: dict[str, Tensor], operators: Sequence[Operator], prompt: int) -> Tensor:
     """Return the logits at the answer's tokens, (texts, new_tokens, vocabulary) float32, of one steered pass."""
     with quiet(), torch.no_grad(), model.trace(use_cache=False) as tracer:
-        with tracer.invoke(canvas):
+        with tracer.invoke(batch):
             if operators:
                 apply(model, tracer, [(slice(None), operators)], prompt)
         with tracer.invoke():
