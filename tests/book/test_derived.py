@@ -12,8 +12,10 @@ from notebooks import ROOT, tags
 import austeer.methods.alphasteer
 import austeer.methods.odesteer
 import austeer.momentum
+import austeer.small.diffusion
 
 HOME = {
+    "corrupt": austeer.small.diffusion,
     "field": austeer.methods.odesteer,
     "null_space": austeer.methods.alphasteer,
     "ridge_gate": austeer.methods.alphasteer,
