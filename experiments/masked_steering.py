@@ -255,10 +255,12 @@ def main(parts: Sequence[str]) -> None:
     rows = Rows(RESULTS / "diffusion.jsonl", model)
     if "quality" in parts:
         quality(rows, model)
-    for job in (ways, passes, units):
+    if "ways" in parts:
+        for name in VALUES:
+            ways(rows, model, name)
+    for job in (passes, units):
         if job.__name__ in parts:
-            for name in VALUES:
-                job(rows, model, name)
+            job(rows, model, "sentiment")
     if "ablation" in parts:
         ablation(rows, model)
 
