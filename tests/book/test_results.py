@@ -2,10 +2,10 @@
 
 import nbformat
 import pytest
-from build import chapters, executed_path
+from build import chapters, executed_path, shipped_rows
 from claims import MIME, recorded_claims
 from notebooks import ROOT
-from results import PUBLISHED, RUNS, SPEED, STATED, fill, table
+from results import PUBLISHED, RUNS, SIDE, SPEED, STATED, fill, table
 
 RECORD = {
     "values": [
@@ -55,6 +55,28 @@ def test_run_times_are_listed_and_summed():
 def test_the_rows_of_the_benchmarks_are_shown():
     row = {"job": "localisation", "kind": "pairs", "way": "austeer / plain", "ratio": [0.704, 0.69, 0.722]}
     assert "| localisation | pairs | austeer / plain | 0.70 (0.69 to 0.72) |" in fill(SPEED, {}, [row])
+
+
+def test_methods_stand_side_by_side():
+    row = {"cell": {"behaviour": "mood", "method": "`CAA`"}, "effects": {"mood": [0.9081, 0.7395, 1.0791]}}
+    row |= {"alpha": 2.9, "perplexity": 14.72, "scalars": 576, "numbers": 17280, "fit seconds": 7.6, "token": 1.004}
+    line = "| `CAA` | mood +0.91 (+0.74 to +1.08) | 14.7 | 576 | 17,280 | 8 | 1.00 |"
+    assert line in fill(SIDE, {}, side_by_side=[row])
+
+
+@pytest.mark.parametrize(
+    ("method", "of", "chapter", "claim"),
+    [
+        ("`CAA`", "mood", "05_evaluation", "CAA on test"),
+        ("`AlphaSteer`", "dubious", "09_alphasteer", "AlphaSteer, dubious"),
+        ("`WAS`", "dubious", "11_controllers", "WAS as drawn"),
+    ],
+)
+def test_the_table_of_methods_says_what_the_chapters_say(method, of, chapter, claim):
+    (row,) = (row for row in shipped_rows(ROOT, "side_by_side") if row["cell"]["method"] == method)
+    claims = recorded_claims(nbformat.read(executed_path(ROOT / "book" / f"{chapter}.ipynb", ROOT), as_version=4))
+    (found,) = (value["found"] for value in claims["values"] if value["name"] == claim)
+    assert row["effects"][of][0] == pytest.approx(found, abs=1e-3)
 
 
 def test_a_table_has_one_line_per_row():
