@@ -16,7 +16,7 @@ from rows import RESULTS
 from austeer import small
 from austeer.small import diffusion, grammar, training
 
-LAYERS, STEPS, RATE, SEED = 6, 2500, 0.008, 0
+LAYERS, STEPS, RATE, SEED = 6, 4000, 0.003, 0
 FOLDER = RESULTS.parent / "models" / "diffusion-0.4M"
 
 
