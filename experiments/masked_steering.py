@@ -229,24 +229,27 @@ def ablation(rows: Rows, model) -> None:
             row = validation.add(cell, DirectionAblation(model, vectors[where][layer]))
             agree[where, layer] += row["sentiment"].count(side[0]) + row["sentiment"].count("x")
     where, layer = min(agree, key=agree.get)
-    v = vectors[where][layer]
-    third = layers // 3
-    parts = {"early": range(third), "middle": range(third, layers - third), "late": range(layers - third, layers)}
-    drawn = [torch.randn(len(v), generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+    v, third = vectors[where][layer], layers // 3
+    limits = {  # of what is removed, beside everywhere
+        "early layers": {"layers": range(third)}, "middle layers": {"layers": range(third, layers - third)},
+        "late layers": {"layers": range(layers - third, layers)}, "prompt": {"positions": "prompt"},
+        "answer": {"positions": "generated"}, "first passes": {"steered": range(4)},
+        "last passes": {"steered": range(4, 7)},
+    }  # fmt: skip
     for side in VALUES["sentiment"]:
         test, same = Continued(rows, model, "test", side), {"way": "ablation", "after": side}
         test.add({**same, "where": "none"}, None)
         for other in PLACES:
-            test.add({**same, "where": other, "layer": layer}, DirectionAblation(model, vectors[other][layer]))
-        for seed, random in enumerate(drawn):
-            test.add({**same, "where": "random", "seed": seed}, DirectionAblation(model, random))
-        same |= {"where": where, "layer": layer}
-        for name, own in parts.items():
-            test.add({**same, "layers": name}, DirectionAblation(model, v, own))
-        for positions in ("prompt", "generated"):
-            test.add({**same, "positions": positions}, DirectionAblation(model, v, positions=positions))
-        for name, steered in (("first half", range(4)), ("second half", range(4, 7))):
-            test.add({**same, "passes": name}, DirectionAblation(model, v), steered=steered)
+            cell = {**same, "where": other, "layer": layer, "what": "everywhere"}
+            test.add(cell, DirectionAblation(model, vectors[other][layer]))
+        for seed in range(5):
+            drawn = torch.randn(len(v), generator=torch.Generator().manual_seed(seed))
+            test.add({**same, "where": "random", "seed": seed}, DirectionAblation(model, drawn))
+        for what, limit in limits.items():
+            options = {name: value for name, value in limit.items() if name == "steered"}
+            own = {name: value for name, value in limit.items() if name != "steered"}
+            cell = {**same, "where": where, "layer": layer, "what": what}
+            test.add(cell, DirectionAblation(model, v, **own), **options)
 
 
 def main(parts: Sequence[str]) -> None:
