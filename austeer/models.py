@@ -117,7 +117,7 @@ def load(
             raise ValueError("A PreTrainedModel came without its tokenizer; give au.load(model, tokenizer=...).")
         name, module = model.config._name_or_path or type(model).__name__, model
     elif model is None and remote is not True:
-        with _no_widget_bars():
+        with no_widget_bars():
             directory = _default_weights()
             try:
                 module, tokenizer = _from_directory(directory, torch_dtype or torch.float32, tokenizer, spread)
@@ -347,7 +347,7 @@ def _from_directory(name, dtype, tokenizer, device_map):
 
 
 @contextmanager
-def _no_widget_bars() -> Iterator[None]:
+def no_widget_bars() -> Iterator[None]:
     """Silence transformers' own bars: in a notebook they are widgets, which a page without a kernel cannot draw."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

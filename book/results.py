@@ -89,10 +89,9 @@ def methods(rows: Iterable[Mapping]) -> str:
     for row in rows:
         found = row["effects"].items()
         effects = "; ".join(f"{of} {middle:+.2f} ({low:+.2f} to {high:+.2f})" for of, (middle, low, high) in found)
-        size = (f"{row['scalars']:,}", f"{row['numbers']:,}", f"{row['fit seconds']:.0f}", f"{row['token']:.2f}")
+        size = (f"{row['scalars']:,}", f"{row['numbers']:,}", f"{row['fit seconds']:.0f} s", f"{row['token']:.2f}")
         lines.append((row["cell"]["method"], effects, f"{row['perplexity']:.1f}", *size))
-    head = ("method", "effect (95 % interval)", "perplexity", "scalars of a token", "numbers", "fit, seconds")
-    return table((*head, "time of a token"), lines)
+    return table(("method", "effect", "perplexity", "scalars", "numbers", "fit", "token"), lines)
 
 
 def title(chapter: NotebookNode) -> str:

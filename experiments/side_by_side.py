@@ -5,7 +5,7 @@
 For each method: the effect at 1.5 times the unsteered perplexity on test items, with an interval of 95 %, from the rows
 that the chapters read; how many scalars of a token it changes; how many numbers it is made of; how long its fit takes,
 from the pairs to the steering; and what a token costs, as a multiple of an unsteered one, by turns in one run.
-Resumable; ten minutes on two quiet CPU cores, which the last two columns need to themselves.
+Resumable; a quarter of an hour on two quiet CPU cores, which the last two columns need to themselves.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from austeer.methods.was import output_direction
 from austeer.scoring import interval
 from austeer.steering import Steering
 
-REPEATS = 5
+REPEATS = 3
 UNITS = {"method": "AUSteer", "site": "attention", "choice": "momentum"}
 FIXED = {**UNITS, "rule": "directional", "strength": "fixed"}
 SPECIAL = {"rank", "positions", "seed", "swap", "shuffled", "steps", "components"}  # of rows that are variants

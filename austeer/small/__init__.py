@@ -25,7 +25,7 @@ def load(name: str | os.PathLike, *, device: str = "cpu") -> TransformersModel:
 
     Args:
         name: a model that ships with the book, such as "reviews-0.1M", or a directory that `save` wrote.
-        device: "cpu" or "cuda".
+        device: as in `au.load`.
 
     Returns:
         What `au.load` returns, so that the whole library works on it.
@@ -36,7 +36,8 @@ def load(name: str | os.PathLike, *, device: str = "cpu") -> TransformersModel:
     """
     folder = _folder(name)
     models.require_hash(folder / WEIGHTS, card(name)["sha256"])
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    with models.no_widget_bars():
+        module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     if not getattr(module.config, "is_causal", True):
         diffusion.bidirectional(module)  # transformers restores one half of it only: see there
     module.config._name_or_path = folder.name  # not the path on this machine: it goes into every saved steering

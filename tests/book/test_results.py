@@ -60,7 +60,7 @@ def test_the_rows_of_the_benchmarks_are_shown():
 def test_methods_stand_side_by_side():
     row = {"cell": {"behaviour": "mood", "method": "`CAA`"}, "effects": {"mood": [0.9081, 0.7395, 1.0791]}}
     row |= {"alpha": 2.9, "perplexity": 14.72, "scalars": 576, "numbers": 17280, "fit seconds": 7.6, "token": 1.004}
-    line = "| `CAA` | mood +0.91 (+0.74 to +1.08) | 14.7 | 576 | 17,280 | 8 | 1.00 |"
+    line = "| `CAA` | mood +0.91 (+0.74 to +1.08) | 14.7 | 576 | 17,280 | 8 s | 1.00 |"
     assert line in fill(SIDE, {}, side_by_side=[row])
 
 
