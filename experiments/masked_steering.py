@@ -22,7 +22,7 @@ import austeer as au
 from austeer import small
 from austeer.methods import CAA, DirectionAblation, DirectionalAUSteer
 from austeer.small import diffusion, grammar
-from austeer.steering import Steering
+from austeer.steering import Shift, Steering
 
 VALUES = {"sentiment": ("positive", "negative"), "formality": ("formal", "informal")}
 PLACES = ("last", "first", "mean", "masks")  # where vectors are read
@@ -115,6 +115,11 @@ class Vectors:
         )
         return au.momentum_of(*sides, self.pairs, self.model, site)
 
+    def middle(self) -> torch.Tensor:
+        """Return the point half way between the two sides' means, (layers, width)."""
+        texts = [pair.prompt + side for pair in self.pairs for side in (pair.positive, pair.negative)]
+        return diffusion.states(self.model, texts, where=self.where).mean(0)
+
     def at(self, layer: int | str, norm: float, positions: str = "all") -> Steering:
         """Return the steering at a layer, or at all; its norm is given in typical norms of masks at that layer."""
         layers = range(len(self.multiplier)) if layer == ALL else [layer]
@@ -198,6 +203,14 @@ def units(rows: Rows, model, name: str) -> None:
         test.at_price(cell, lambda s, own=own: DirectionalAUSteer(own, s), 80 / k)
 
 
+def kept_at(model, direction: torch.Tensor, middle: torch.Tensor) -> Steering:
+    """Return what, added to an ablation, leaves h along the direction where `middle` is, in place of at 0."""
+    unit = direction / direction.norm()
+    layer, index = torch.meshgrid(*map(torch.arange, middle.shape), indexing="ij")
+    tensors = {"layer": layer.flatten(), "index": index.flatten(), "value": ((middle @ unit)[:, None] * unit).flatten()}
+    return Steering([Shift("residual", tensors)], model.austeer_info, {"method": "shift to the middle"})
+
+
 class Continued(Writing):
     """Prompts that judge already: what follows agrees with them, or not."""
 
@@ -229,7 +242,7 @@ def ablation(rows: Rows, model) -> None:
             row = validation.add(cell, DirectionAblation(model, vectors[where][layer]))
             agree[where, layer] += row["sentiment"].count(side[0]) + row["sentiment"].count("x")
     where, layer = min(agree, key=agree.get)
-    v, third = vectors[where][layer], layers // 3
+    v, third, middle = vectors[where][layer], layers // 3, Vectors(model, "sentiment", where).middle()
     limits = {  # of what is removed, beside everywhere
         "early layers": {"layers": range(third)}, "middle layers": {"layers": range(third, layers - third)},
         "late layers": {"layers": range(layers - third, layers)}, "prompt": {"positions": "prompt"},
@@ -245,6 +258,8 @@ def ablation(rows: Rows, model) -> None:
         for seed in range(5):
             drawn = torch.randn(len(v), generator=torch.Generator().manual_seed(seed))
             test.add({**same, "where": "random", "seed": seed}, DirectionAblation(model, drawn))
+        cell = {**same, "where": where, "layer": layer, "what": "about the middle"}
+        test.add(cell, DirectionAblation(model, v) + kept_at(model, v, middle))
         for what, limit in limits.items():
             options = {name: value for name, value in limit.items() if name == "steered"}
             own = {name: value for name, value in limit.items() if name != "steered"}
