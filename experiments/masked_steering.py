@@ -14,6 +14,7 @@ from functools import reduce
 from operator import add
 
 import torch
+from masked_model import CAUSAL, FOLDER
 from rows import RESULTS, Rows
 from tqdm.auto import tqdm
 from vectors import random_like
@@ -29,7 +30,7 @@ PLACES = ("last", "first", "mean", "masks")  # where vectors are read
 NORM = 0.5  # of a vector, in typical norms of its layer, where places and layers are compared
 FACTOR, TRIES = 1.6, 8  # by which strengths are raised, or lowered, until the price is passed
 PRICE = 0.1  # share of texts, more than unsteered, that are no review or left their topic
-PAIRS, PROMPTS, STEPS = 256, 96, 12
+PAIRS, PROMPTS, STEPS = 256, 96, 24
 ALL = "all"  # layers
 
 
@@ -132,7 +133,12 @@ def quality(rows: Rows, model) -> None:
     for blocks in (1, 3):
         for steps in (24, 12, 6, 3, 1):
             if steps >= blocks:
-                test.add({"measure": "quality", "steps": steps, "blocks": blocks}, None, steps=steps, blocks=blocks)
+                cell = {"measure": "quality", "start": CAUSAL, "steps": steps, "blocks": blocks}
+                test.add(cell, None, steps=steps, blocks=blocks)
+    if (FOLDER[True] / small.CARD).exists():  # by experiments/masked_model.py --scratch
+        other = small.load(FOLDER[True])
+        test = Writing(Rows(rows.path, other), other, "test")
+        test.add({"measure": "quality", "start": "random weights", "steps": 24, "blocks": 1}, None, steps=24)
 
 
 def choose(rows: Rows, model, name: str) -> tuple[str, int]:
@@ -161,7 +167,7 @@ def ways(rows: Rows, model, name: str) -> None:
             {**same, "way": positions, "layer": layer}, lambda s, p=positions: vectors.at(layer, s, p), NORM / 2
         )
     test.at_price({**same, "way": "all", "layer": ALL}, lambda s: vectors.at(ALL, s), NORM / 8)
-    for seed in range(3):
+    for seed in range(2):
         drawn = random_like(vectors.at(layer, 1.0), seed)
         test.at_price({**same, "way": "random", "layer": layer, "seed": seed}, lambda s, d=drawn: d * s, NORM)
     for other in PLACES:
@@ -185,7 +191,7 @@ def passes(rows: Rows, model, name: str) -> None:
     """Steer in some passes only, when the answer is one block, and when it is three."""
     test, (vectors, layer, strength) = Writing(rows, model, "test"), affordable(rows, model, name)
     halves = {"first half": range(STEPS // 2), "second half": range(STEPS // 2, STEPS), "all": range(STEPS)}
-    thirds = {f"{start} to {start + 3}": range(start, start + 4) for start in range(0, STEPS, 4)}
+    thirds = {f"{start} to {start + 7}": range(start, start + 8) for start in range(0, STEPS, 8)}
     for blocks in (1, 3):
         for when, steered in (halves | thirds).items():
             cell = {"set": name, "way": "passes", "blocks": blocks, "passes": when, "strength": strength}
@@ -197,7 +203,7 @@ def units(rows: Rows, model, name: str) -> None:
     test, (where, _) = Writing(rows, model, "test"), choose(rows, model, name)
     momentum = Vectors(model, name, where).read("attention")
     chosen = {(k, by): momentum.top(k, by) for k in (5, 20, 80) for by in ("momentum", "mean_difference")}
-    chosen |= {(20, f"random {seed}"): momentum.random(20, seed) for seed in range(3)}
+    chosen |= {(20, f"random {seed}"): momentum.random(20, seed) for seed in range(2)}
     for (k, by), own in chosen.items():
         cell = {"set": name, "where": where, "way": "units", "k": k, "by": by}
         test.at_price(cell, lambda s, own=own: DirectionalAUSteer(own, s), 80 / k)
@@ -227,7 +233,7 @@ class Continued(Writing):
         cell = {"part": self.part, **cell}
         if row := self.rows.get(cell=cell):
             return row
-        return self.rows.add({"cell": cell, **self.write(steering, **{"new_tokens": 14, "steps": 7} | options)})
+        return self.rows.add({"cell": cell, **self.write(steering, **{"new_tokens": 14, "steps": 14} | options)})
 
 
 def ablation(rows: Rows, model) -> None:
@@ -246,8 +252,8 @@ def ablation(rows: Rows, model) -> None:
     limits = {  # of what is removed, beside everywhere
         "early layers": {"layers": range(third)}, "middle layers": {"layers": range(third, layers - third)},
         "late layers": {"layers": range(layers - third, layers)}, "prompt": {"positions": "prompt"},
-        "answer": {"positions": "generated"}, "first passes": {"steered": range(4)},
-        "last passes": {"steered": range(4, 7)},
+        "answer": {"positions": "generated"}, "first passes": {"steered": range(7)},
+        "last passes": {"steered": range(7, 14)},
     }  # fmt: skip
     for side in VALUES["sentiment"]:
         test, same = Continued(rows, model, "test", side), {"way": "ablation", "after": side}
@@ -269,7 +275,7 @@ def ablation(rows: Rows, model) -> None:
 
 def main(parts: Sequence[str]) -> None:
     """Run the cells that are missing."""
-    model = small.load("diffusion-0.4M")
+    model = small.load(FOLDER[False])
     rows = Rows(RESULTS / "diffusion.jsonl", model)
     if "quality" in parts:
         quality(rows, model)

@@ -30,15 +30,14 @@ ANSWER = 24  # tokens that are filled in after the first sentence of a review; w
 ROWS_PER_PASS = 128
 
 
-def masked_llama(layers: int, seed: int = 0) -> LlamaForCausalLM:
-    """Return an untrained model of the family of `training.llama` that sees both ways.
+def masked(module: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Make a masked diffusion model of reviews out of a causal one, in place; it has to be trained to be one.
 
     The language has no unknown words, so the token of the unknown word is the mask.
 
     Args:
-        layers, seed: as there.
+        module: from `training.llama`, trained or not.
     """
-    module = training.llama(layers, seed)
     module.config.mask_token_id = grammar.VOCABULARY[grammar.UNKNOWN]
     return bidirectional(module)
 

@@ -10,7 +10,7 @@ import torch
 import austeer as au
 from austeer.methods import DirectionAblation
 from austeer.methods.ablation import Projection
-from austeer.small import diffusion, grammar
+from austeer.small import diffusion, grammar, training
 from austeer.steering import Steering
 
 THINGS = ("sea", "bus", "cat", "pie", "sun", "tea")
@@ -117,7 +117,7 @@ def test_bad_input_is_refused(tiny: Any, direction: torch.Tensor, change: dict, 
 
 
 def test_in_a_diffusion_model_it_acts_in_every_step(tmp_path: Any) -> None:
-    module = diffusion.masked_llama(2, seed=2).half().float().eval().requires_grad_(False)
+    module = diffusion.masked(training.llama(2, seed=2)).half().float().eval().requires_grad_(False)
     for weight in module.parameters():
         weight *= 8 if weight.ndim > 1 else 1  # or what it says would hang on the noise alone
     au.small.save(module, tmp_path, {})

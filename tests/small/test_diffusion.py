@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import austeer as au
 from austeer import small
 from austeer.methods import CAA, DirectionalAUSteer
-from austeer.small import diffusion, grammar
+from austeer.small import diffusion, grammar, training
 from austeer.small.diffusion import ANSWER, bidirectional, canvas, corrupt, denoise, denoising, estimate, llada
 
 MASK = 2  # of the vocabulary 0, 1, mask
@@ -32,7 +32,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An untrained masked diffusion model with large weights, saved and loaded again."""
-    module = diffusion.masked_llama(4, seed=1).eval().requires_grad_(False)
+    module = diffusion.masked(training.llama(4, seed=1)).eval().requires_grad_(False)
     for weight in module.parameters():
         if weight.ndim > 1:
             weight *= 8
