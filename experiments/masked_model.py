@@ -4,9 +4,9 @@
 
 It starts from the causal model reviews-0.4M of chapter 8, loses its causal mask, and goes to
 data/models/diffusion-0.4M, with its card. With --scratch the weights start at random, and it goes to
-_build/models/diffusion-scratch, for the comparison in the chapter. One thread, so that sums are the same on every number of cores. Resumable: a run that was
-stopped goes on from its last 50 steps, and a model that is there is not trained again. Ten minutes on a quiet CPU core
-each.
+_build/models/diffusion-scratch, for the comparison in the chapter. One thread, so that sums are the same on every
+number of cores. Resumable: a run that was stopped goes on from its last 50 steps, and a model that is there is not
+trained again. Ten minutes on a quiet CPU core each.
 """
 
 import argparse
