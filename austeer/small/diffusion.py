@@ -139,9 +139,7 @@ def answer_log_probability(review: grammar.Review) -> float:
     return grammar.log_probability(review.text) - first
 
 
-def states(
-    model, texts: Sequence[str], site: str = "residual", where: str = "last", new_tokens: int = ANSWER
-) -> Tensor:
+def states(model, texts: Sequence[str], site: str = "residual", where: str = "last") -> Tensor:
     """Read a site of every layer, at a place of each text that `collect` does not know.
 
     Args:
@@ -149,8 +147,7 @@ def states(
         texts: read in one pass each, without an answer, unless it is asked for.
         site: "attention", "ffn", "neuron" or "residual".
         where: "last" or "first", that token of the text, BOS included; "mean" over all of its tokens; "masks", the mean
-            over an answer of masks that follows the text.
-        new_tokens: length of that answer.
+            over an answer of ANSWER masks that follows the text.
 
     Returns:
         (texts, layers, width) float32.
@@ -161,22 +158,20 @@ def states(
     if where not in ("first", "last", "mean", "masks"):
         raise ValueError(f"where is {where!r}; give first, last, mean or masks.")
     anatomy(model).require(site)
-    found = []
+    found, answer = [], ANSWER if where == "masks" else 0
     for start in range(0, max(1, len(texts)), ROWS_PER_PASS):
-        answer = new_tokens if where == "masks" else 0
         batch, width = _canvas_of(model, texts[start : start + ROWS_PER_PASS], None, answer)
-        columns = torch.arange(batch["input_ids"].shape[1])
-        share = batch["attention_mask"] * ((columns >= width) if answer else 1.0)  # of each token in what is read
-        if where in ("first", "last"):
+        share = batch["attention_mask"].float()  # of each token in what is read
+        if answer:
+            share[:, :width] = 0
+        elif where != "mean":
             column = share.argmax(-1) if where == "first" else torch.full((len(share),), width - 1)
-            share = nn.functional.one_hot(column, len(columns)).float()
-        share = share / share.sum(-1, keepdim=True)
+            share = nn.functional.one_hot(column, width).float()
+        share = (share / share.sum(-1, keepdim=True)).to(model.device)
         with quiet(), torch.no_grad(), model.trace(batch, use_cache=False):
             sites = Sites(model)
-            read = [
-                torch.einsum("btw,bt->bw", sites.read(Place(layer, site)).float(), share.to(model.device))
-                for layer in range(sites.anatomy.layers)
-            ]
+            places = (Place(layer, site) for layer in range(sites.anatomy.layers))
+            read = [torch.einsum("btw,bt->bw", sites.read(place).float(), share) for place in places]
             read = torch.stack(read, 1).cpu().save()
         found.append(read)
     return torch.cat(found)
@@ -193,46 +188,23 @@ def _canvas_of(model, texts: Sequence[str], template: str | None, new_tokens: in
     return inputs, batch["input_ids"].shape[1]
 
 
-def denoise(
-    model,
-    prompts: Sequence[str],
-    steering: Steering | None = None,
-    *,
-    new_tokens: int = ANSWER,
-    steps: int | None = None,
-    blocks: int = 1,
-    steered: Container[int] | None = None,
-    generator: torch.Generator | None = None,
-    template: str | None = None,
-) -> list[str]:
+def denoise(model, prompts: Sequence[str], steering: Steering | None = None, **options) -> list[str]:
     """Continue prompts by filling in masks, the surest first, with every pass steered.
 
     Args:
-        model: a masked diffusion model, from `small.load` or `llada`.
-        prompts: texts; batched inside in the order given.
-        steering: what to apply, or None; at positions "generated" it acts on the answer's tokens, masks included.
-        new_tokens: length of the answer; what stands after an end of text is cut off.
-        steps: passes through the model, a multiple of `blocks`; None takes one for each token.
-        blocks: equal parts of the answer, filled from left to right.
-        steered: numbers of the passes that are steered, from 0 on, such as `range(8)`; None steers all.
-        generator: draws each token from the model's distribution, with noise that is drawn once a text: runs on the
-            same prompts from equal generators differ by what the steering did. None takes the likeliest token.
-        template: None or "chat".
+        model, prompts, steering, options: as in `denoising`; prompts are batched inside, in the order given.
 
     Returns:
-        The continuations only, special tokens left out.
+        The continuations only; what stands after an end of text is cut off, and special tokens are left out.
 
     Raises:
-        ValueError: a model that sees one way only, no prompt, numbers of steps and blocks that do not fit together,
-            what is no steering, one of another shape, or a prompt that leaves no room in the context.
+        ValueError: as `denoising`.
     """
-    several(prompts)
-    options = {"new_tokens": new_tokens, "steps": steps, "blocks": blocks, "steered": steered, "template": template}
     texts, end = [], model.tokenizer.eos_token_id
-    with tqdm(total=len(prompts), desc="denoising", unit="text", leave=False) as bar:
+    with tqdm(total=len(several(prompts)), desc="denoising", unit="text", leave=False) as bar:
         for start in range(0, max(1, len(prompts)), ROWS_PER_PASS):
             rows = prompts[start : start + ROWS_PER_PASS]
-            *_, ids = denoising(model, rows, steering, generator=generator, **options)
+            *_, ids = denoising(model, rows, steering, **options)
             ended = (ids == end).cumsum(-1) > 0
             texts += model.tokenizer.batch_decode(ids.masked_fill(ended, end), skip_special_tokens=True)
             bar.update(len(rows))
@@ -253,7 +225,21 @@ def denoising(
 ) -> Iterator[Tensor]:
     """Yield the answers of one batch after every pass, (prompts, new_tokens) int64, with masks where nothing is yet.
 
-    The arguments are those of `denoise`, and so are the errors.
+    Args:
+        model: a masked diffusion model, from `small.load` or `llada`.
+        prompts: texts, read in one batch.
+        steering: what to apply, or None; at positions "generated" it acts on the answer's tokens, masks included.
+        new_tokens: length of the answer.
+        steps: passes through the model, a multiple of `blocks`; None takes one for each token.
+        blocks: equal parts of the answer, filled from left to right.
+        steered: numbers of the passes that are steered, from 0 on, such as `range(8)`; None steers all.
+        generator: draws each token from the model's distribution, with noise that is drawn once a text: runs on the
+            same prompts from equal generators differ by what the steering did. None takes the likeliest token.
+        template: None or "chat".
+
+    Raises:
+        ValueError: a model that sees one way only, no prompt, numbers of steps and blocks that do not fit together,
+            what is no steering, one of another shape, or a prompt that leaves no room in the context.
     """
     mask, steps = getattr(model._module.config, "mask_token_id", None), steps or new_tokens
     if getattr(model._module.config, "is_causal", True) or mask is None:

@@ -176,7 +176,7 @@ def test_both_sides_of_a_pair_are_read_alone(masked: Any) -> None:
 
 @pytest.mark.parametrize("where", ["first", "last", "mean", "masks"])
 def test_states_are_those_that_a_hook_sees(masked: Any, where: str) -> None:
-    found, mask = diffusion.states(masked, PROMPTS[:4], where=where, new_tokens=5), masked._module.config.mask_token_id
+    found, mask = diffusion.states(masked, PROMPTS[:4], where=where), masked._module.config.mask_token_id
     assert found.shape == (4, 4, 48)
     for prompt, own in zip(PROMPTS[:4], found, strict=True):
         given, seen = au.models.token_ids(masked, prompt), []
@@ -184,10 +184,10 @@ def test_states_are_those_that_a_hook_sees(masked: Any, where: str) -> None:
             layer.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out[0]))
             for layer in masked._module.model.layers
         ]
-        masked._module(input_ids=torch.tensor([given + [mask] * 5 * (where == "masks")]))
+        masked._module(input_ids=torch.tensor([given + [mask] * ANSWER * (where == "masks")]))
         for hook in hooks:
             hook.remove()
-        here = {"first": slice(1), "last": slice(-1, None), "mean": slice(None), "masks": slice(-5, None)}[where]
+        here = {"first": slice(1), "last": slice(-1, None), "mean": slice(None), "masks": slice(-ANSWER, None)}[where]
         assert torch.allclose(own, torch.stack([x[here].mean(0) for x in seen]), atol=1e-4)
     if where == "last":
         for site in ("residual", "attention"):
