@@ -5,7 +5,7 @@
 A row holds what was written after each prompt, one letter a text: what it says of an attribute (m: both values, x: no
 review), and whether it kept its topic. Where a vector is read and added is chosen on validation prompts; all else is on
 test prompts. A steering is written with both signs, and the noise of a prompt is the same in all rows. Resumable: a
-cell whose row is there is not run again. Ten minutes on two quiet CPU cores, after experiments/masked_model.py.
+cell whose row is there is not run again. A quarter of an hour on a quiet CPU core, after experiments/masked_model.py.
 """
 
 import sys
@@ -14,7 +14,7 @@ from functools import reduce
 from operator import add
 
 import torch
-from masked_model import CAUSAL, FOLDER
+from masked_model import FOLDER
 from rows import RESULTS, Rows
 from tqdm.auto import tqdm
 from vectors import random_like
@@ -30,7 +30,8 @@ PLACES = ("last", "first", "mean", "masks")  # where vectors are read
 NORM = 0.5  # of a vector, in typical norms of its layer, where places and layers are compared
 FACTOR, TRIES = 1.6, 8  # by which strengths are raised, or lowered, until the price is passed
 PRICE = 0.1  # share of texts, more than unsteered, that are no review or left their topic
-PAIRS, PROMPTS, STEPS = 256, 96, 24
+PAIRS, PROMPTS = 256, {"validation": 48, "test": 96}
+STEPS, BLOCKS = 24, 3  # of the sampler, where nothing else is said
 ALL = "all"  # layers
 
 
@@ -60,12 +61,12 @@ class Writing:
     def __init__(self, rows: Rows, model, part: str):
         self.rows, self.model, self.part = rows, model, part
         self.seed = {"validation": 1, "test": 2}[part]
-        reviews = grammar.sample(PROMPTS, torch.Generator().manual_seed(self.seed))
+        reviews = grammar.sample(PROMPTS[part], torch.Generator().manual_seed(self.seed))
         self.prompts, self.topics = [one.prompt for one in reviews], [one.attributes.topic for one in reviews]
 
     def write(self, steering: Steering | None, **options) -> dict[str, str]:
         """Return letters for the texts after the prompts."""
-        noise, options = torch.Generator().manual_seed(self.seed), {"steps": STEPS} | options
+        noise, options = torch.Generator().manual_seed(self.seed), {"steps": STEPS, "blocks": BLOCKS} | options
         texts = diffusion.denoise(self.model, self.prompts, steering, generator=noise, **options)
         return read(texts, self.prompts, self.topics)
 
@@ -133,12 +134,8 @@ def quality(rows: Rows, model) -> None:
     for blocks in (1, 3):
         for steps in (24, 12, 6, 3, 1):
             if steps >= blocks:
-                cell = {"measure": "quality", "start": CAUSAL, "steps": steps, "blocks": blocks}
+                cell = {"measure": "quality", "steps": steps, "blocks": blocks}
                 test.add(cell, None, steps=steps, blocks=blocks)
-    if (FOLDER[True] / small.CARD).exists():  # by experiments/masked_model.py --scratch
-        other = small.load(FOLDER[True])
-        test = Writing(Rows(rows.path, other), other, "test")
-        test.add({"measure": "quality", "start": "random weights", "steps": 24, "blocks": 1}, None, steps=24)
 
 
 def choose(rows: Rows, model, name: str) -> tuple[str, int]:
@@ -170,7 +167,7 @@ def ways(rows: Rows, model, name: str) -> None:
     for seed in range(2):
         drawn = random_like(vectors.at(layer, 1.0), seed)
         test.at_price({**same, "way": "random", "layer": layer, "seed": seed}, lambda s, d=drawn: d * s, NORM)
-    for other in PLACES:
+    for other in PLACES if name == "sentiment" else ():
         if other != where:
             own = Vectors(model, name, other)
             test.at_price(
@@ -222,7 +219,7 @@ class Continued(Writing):
 
     def __init__(self, rows: Rows, model, part: str, side: str):
         super().__init__(rows, model, part)
-        pairs = grammar.pairs(*VALUES["sentiment"], PROMPTS, torch.Generator().manual_seed(10 + self.seed))
+        pairs = grammar.pairs(*VALUES["sentiment"], PROMPTS[part], torch.Generator().manual_seed(10 + self.seed))
         self.prompts, self.topics = (
             [f"{one.prompt}{getattr(one, side)} " for one in pairs],
             [one.topic for one in pairs],
@@ -233,7 +230,8 @@ class Continued(Writing):
         cell = {"part": self.part, **cell}
         if row := self.rows.get(cell=cell):
             return row
-        return self.rows.add({"cell": cell, **self.write(steering, **{"new_tokens": 14, "steps": 14} | options)})
+        options = {"new_tokens": 14, "steps": 14, "blocks": 1} | options
+        return self.rows.add({"cell": cell, **self.write(steering, **options)})
 
 
 def ablation(rows: Rows, model) -> None:
@@ -275,7 +273,7 @@ def ablation(rows: Rows, model) -> None:
 
 def main(parts: Sequence[str]) -> None:
     """Run the cells that are missing."""
-    model = small.load(FOLDER[False])
+    model = small.load(FOLDER)
     rows = Rows(RESULTS / "diffusion.jsonl", model)
     if "quality" in parts:
         quality(rows, model)
