@@ -1,6 +1,6 @@
 """Make data/results/diffusion.jsonl: what steers the masked diffusion model of chapter 13.
 
-    python experiments/masked_steering.py [quality] [ways] [passes] [units] [ablation]
+    python experiments/masked_steering.py [quality] [ways] [passes] [units] [ablation] [causal]
 
 A row holds what was written after each prompt, one letter a text: what it says of an attribute (m: both values, x: no
 review), and whether it kept its topic. Where a vector is read and added is chosen on validation prompts; all else is on
@@ -10,17 +10,19 @@ cell whose row is there is not run again. A quarter of an hour on a quiet CPU co
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 
 import torch
 from masked_model import FOLDER
-from rows import RESULTS, Rows
+from rows import RESULTS, Rows, rounded
 from tqdm.auto import tqdm
 from vectors import random_like
 
 import austeer as au
 from austeer import small
+from austeer.evaluation import GREEDY_24
 from austeer.methods import CAA, DirectionAblation, DirectionalAUSteer
 from austeer.small import diffusion, grammar
 from austeer.steering import Shift, Steering
@@ -33,6 +35,7 @@ PRICE = 0.1  # share of texts, more than unsteered, that are no review or left t
 PAIRS, PROMPTS = 256, {"validation": 48, "test": 96}
 STEPS, BLOCKS = 24, 3  # of the sampler, where nothing else is said
 ALL = "all"  # layers
+CAUSAL_PAIRS = 96
 
 
 def read(texts: Sequence[str], prompts: Sequence[str], topics: Sequence[str]) -> dict[str, str]:
@@ -139,14 +142,18 @@ def quality(rows: Rows, model) -> None:
 
 
 def choose(rows: Rows, model, name: str) -> tuple[str, int]:
-    """Try places and layers on validation prompts at one norm; return the pair with the largest swing."""
+    """Try places and layers on validation prompts at one norm; return the pair with the largest swing.
+
+    The last layer is tried and not taken: what is added to a prompt there reaches no other token.
+    """
     validation, found = Writing(rows, model, "validation"), {}
     for where in PLACES:
         vectors = Vectors(model, name, where)
         for layer in tqdm(range(model.austeer_info.shape[0]), desc=f"{name}, read at {where}", leave=False):
             row = validation.add({"set": name, "where": where, "layer": layer, "norm": NORM}, vectors.at(layer, NORM))
             found[where, layer] = swing(row[name], VALUES[name])
-    return max(found, key=found.get)
+    last = model.austeer_info.shape[0] - 1
+    return max((spot for spot in found if spot[1] < last), key=found.get)
 
 
 def swing(letters: Sequence[str], values: tuple[str, str]) -> float:
@@ -156,23 +163,31 @@ def swing(letters: Sequence[str], values: tuple[str, str]) -> float:
 
 
 def ways(rows: Rows, model, name: str) -> None:
-    """Raise positions, all layers and random directions to one price."""
+    """Raise positions, other places and layers, and random directions to one price."""
     test, (where, layer) = Writing(rows, model, "test"), choose(rows, model, name)
-    vectors, same = Vectors(model, name, where), {"set": name, "where": where}
+    last, vectors = model.austeer_info.shape[0] - 1, {place: Vectors(model, name, place) for place in PLACES}
     for positions in ("all", "prompt", "generated"):
-        test.at_price(
-            {**same, "way": positions, "layer": layer}, lambda s, p=positions: vectors.at(layer, s, p), NORM / 2
-        )
-    test.at_price({**same, "way": "all", "layer": ALL}, lambda s: vectors.at(ALL, s), NORM / 8)
-    for seed in range(2):
-        drawn = random_like(vectors.at(layer, 1.0), seed)
-        test.at_price({**same, "way": "random", "layer": layer, "seed": seed}, lambda s, d=drawn: d * s, NORM)
-    for other in PLACES if name == "sentiment" else ():
-        if other != where:
-            own = Vectors(model, name, other)
-            test.at_price(
-                {"set": name, "where": other, "way": "all", "layer": layer}, lambda s, o=own: o.at(layer, s), NORM / 2
-            )
+        cell = {"set": name, "where": where, "way": positions, "layer": layer}
+        test.at_price(cell, lambda s, p=positions: vectors[where].at(layer, s, p), NORM / 2)
+    others = [(place, layer, NORM / 2) for place in PLACES if place != where] if name == "sentiment" else []
+    for place, at, start in [*others, (where, last, NORM / 2), (where, ALL, NORM / 8)]:
+        cell = {"set": name, "where": place, "way": "all", "layer": at}
+        test.at_price(cell, lambda s, p=place, at=at: vectors[p].at(at, s), start)
+    one = vectors[where].at(layer, 1.0)
+    for seed in range(3):
+        drawn = random_like(one, seed)
+        for way, control in (("random", drawn), ("orthogonal", orthogonal(drawn, one))):
+            cell = {"set": name, "where": where, "way": way, "layer": layer, "seed": seed}
+            test.at_price(cell, lambda s, d=control: d * s, NORM)
+
+
+def orthogonal(drawn: Steering, to: Steering) -> Steering:
+    """Return a push without its part along another one, of the same norm."""
+    (one,), (other,) = drawn.operators, to.operators
+    value, along = one.tensors["value"], other.tensors["value"]
+    left = value - (value @ along) / (along @ along) * along
+    tensors = {**one.tensors, "value": left * value.norm() / left.norm()}
+    return Steering([replace(one, tensors=tensors)], drawn.model, drawn.about)
 
 
 def affordable(rows: Rows, model, name: str) -> tuple[Vectors, int, float]:
@@ -271,6 +286,29 @@ def ablation(rows: Rows, model) -> None:
             test.add(cell, DirectionAblation(model, v, **own), **options)
 
 
+def causal(rows: Rows) -> None:
+    """Remove the direction of mood from the book's default model, which continues texts that turned out well or badly.
+
+    A row holds the mood of each continuation (VADER) and its perplexity under the unsteered model, first after the
+    texts that turned out well.
+    """
+    model, parts = au.load(), au.split(au.load_pairs("sentiment"))
+    rows, glad, sad = Rows(rows.path, model), *au.collect(model, parts.train[:CAUSAL_PAIRS], "residual")
+    test = parts.test[::2]
+    begun = [pair.prompt + pair.positive for pair in test] + [pair.prompt + pair.negative for pair in test]
+    middle, directions = (glad + sad).mean(0) / 2, {layer: (glad - sad)[:, layer].mean(0) for layer in (14, 20)}
+    directions |= {"random": torch.randn(middle.shape[1], generator=torch.Generator().manual_seed(0))}
+    conditions = {"nothing": None}
+    for name, v in directions.items():
+        conditions[f"{name}"] = DirectionAblation(model, v)
+        conditions[f"{name}, about the middle"] = DirectionAblation(model, v) + kept_at(model, v, middle)
+    for name, steering in tqdm(conditions.items(), desc="causal", leave=False):
+        if rows.get(cell=(cell := {"way": "causal", "what": name})) is None:
+            texts = au.generate(model, begun, steering, rows_per_pass=len(begun), **GREEDY_24)
+            price = au.perplexity(model, texts, begun)
+            rows.add({"cell": cell, "mood": rounded(au.sentiment(texts)), "perplexity": rounded(price, 3)})
+
+
 def main(parts: Sequence[str]) -> None:
     """Run the cells that are missing."""
     model = small.load(FOLDER)
@@ -285,7 +323,9 @@ def main(parts: Sequence[str]) -> None:
             job(rows, model, "sentiment")
     if "ablation" in parts:
         ablation(rows, model)
+    if "causal" in parts:
+        causal(rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["quality", "ways", "passes", "units", "ablation"])
+    main(sys.argv[1:] or ["quality", "ways", "passes", "units", "ablation", "causal"])
