@@ -38,7 +38,7 @@ def collect(
     Args:
         model: a model from `load()`.
         items: contrastive pairs, or texts.
-        site: "attention", "ffn", "neuron" or "residual".
+        site: "attention", "ffn", "neuron", "residual", or, where the FFN is gated, "gate".
         template: None or "chat" (the prompt becomes a user's turn, the answer follows it).
         into: called for each batch as `into(rows, positive, negative)`, or `into(rows, activations)` for texts, with
             (batch, layers, width) float32 tensors on the CPU; nothing else is kept, so memory does not grow (on a

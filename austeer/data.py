@@ -159,6 +159,25 @@ def swap_topics(pairs: Sequence[ContrastivePair], seed: int = 0) -> list[Contras
     ]
 
 
+def by_word(pairs: Sequence[ContrastivePair]) -> list[ContrastivePair]:
+    """Return each pair cut off behind its first word, its second and so on: what is read at last tokens is read at all.
+
+    Pairs end with the shorter side; where both sides still say the same there is no pair.
+
+    Example:
+        >>> pair = au.ContrastivePair("We saw", " the blue sea.", " the green park.")
+        >>> [cut.positive for cut in au.data.by_word([pair])]
+        [' the blue', ' the blue sea.']
+    """
+    cut = []
+    for pair in pairs:
+        ends = ([word.end() for word in re.finditer(r"\S+", side)] for side in (pair.positive, pair.negative))
+        for one, other in zip(*ends, strict=False):
+            if pair.positive[:one] != pair.negative[:other]:
+                cut.append(replace(pair, positive=pair.positive[:one], negative=pair.negative[:other]))
+    return cut
+
+
 def text_hash(text: str) -> int:
     """Return a whole number below 2**64 that follows from the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -1,20 +1,28 @@
-"""What single units write and do: their words, their share of a logit, their effect when they are turned up alone."""
+"""What single units write and do, and what a steering does inside the model: measurements that steer nothing."""
 
 from __future__ import annotations
 
 import copy
+import html
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from austeer.models import encode, info
+from austeer.data import load_results
+from austeer.evaluation import GREEDY_24
+from austeer.generation import generate, quiet
+from austeer.models import apply_template, common_beginning, encode, info, several, token_ids
 from austeer.remote import run
 from austeer.sites import Place, Sites, anatomy, linear_weight, projection, weight
+from austeer.steering import Operator, Steering, apply, require_steering
 
 ROWS_PER_PASS = 192  # more rows gain nothing on a CPU and cost memory
+TEXTS_PER_PASS = 8  # each is read twice, and four distributions over the vocabulary are held for every token
 
 
 @dataclass(frozen=True)
@@ -241,6 +249,198 @@ def unembed(model, hidden: Tensor, tokens: Sequence[int] | None = None) -> Tenso
     return (cap * torch.tanh(logits / cap) if cap else logits).cpu()
 
 
+def branching_factor(logits: Tensor) -> Tensor:
+    """Return exp of the mean entropy of next-token distributions: between how many equal tokens a model hesitates.
+
+    Args:
+        logits: (..., steps, vocabulary), one distribution a step.
+
+    Returns:
+        (...,) float32, from 1 (no choice) to the size of the vocabulary (no idea).
+
+    Example:
+        >>> au.diagnostics.branching_factor(torch.tensor([[2.0, 2.0, 2.0, 2.0]]))
+        tensor(4.)
+    """
+    return entropy(logits.float().log_softmax(-1)).mean(-1).exp()
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """Return the entropy of distributions in nats; `log_p` is (..., outcomes), and may hold minus infinity."""
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) in nats: by how much p is worse described by q than by itself; both (..., outcomes)."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Indicators:
+    """What happens inside a model at the tokens of a text, with the steering (after) and without it (before).
+
+    Both models read the same texts, so nothing but the steering differs. Every value is (texts,) float32, a mean over
+    the steps at which a token of the text was chosen; steps of one text are not independent.
+
+    Args:
+        entropy, entropy_before: of the next-token distribution, in nats; exp of it is the branching factor.
+        reach, reach_before: how many tokens an attention head reads: exp of the entropy of its weights, averaged over
+            the heads of the layer after the last one that is written.
+        to_push, to_push_before: KL divergence, in nats, from what the state of the last written layer says by itself
+            (through the final norm and the unembedding) to what the push says by itself; the push is the text's mean
+            displacement of that state. NaN without a steering.
+        shift: KL(steered || unsteered) of the next-token distributions, in nats.
+        surprise: negative log-probability of the text's tokens under the unsteered model, in nats: the logarithm of
+            the perplexity that is the price everywhere in this book.
+    """
+
+    entropy: Tensor
+    entropy_before: Tensor
+    reach: Tensor
+    reach_before: Tensor
+    to_push: Tensor
+    to_push_before: Tensor
+    shift: Tensor
+    surprise: Tensor
+
+
+def indicators(model, prompts: Sequence[str], texts: Sequence[str], steering: Steering | None) -> Indicators:
+    """Read texts twice, with a steering and without it, and say what it does inside the model.
+
+    The distributions are the model's own: of a repetition penalty under which a text was written they know nothing.
+
+    Args:
+        model: a local model from `load()`.
+        prompts: what the texts continue; a template is already applied.
+        texts: continuations, as `generate` gives them.
+        steering: under which they were written; None for unsteered ones, whose before and after are the same.
+
+    Raises:
+        ValueError: lists of different lengths, a text without a token, a steering of another shape, a remote model, or
+            one whose attention weights cannot be read.
+    """
+    _require_local(model)
+    prompts, texts = several(prompts), several(texts)
+    if len(prompts) != len(texts):
+        raise ValueError(f"{len(prompts)} prompts were given for {len(texts)} texts; give one prompt per text.")
+    operators, layers = (), anatomy(model).layers
+    if steering is not None:
+        require_steering(steering, model)
+        operators = steering.operators
+    last = max((place.layer for operator in operators for place in operator.writes()), default=layers - 1)
+    places = Place(last, "residual"), min(last + 1, layers - 1)
+    found = []
+    with _eager(model), torch.no_grad(), quiet(), tqdm(total=len(texts), desc="indicators", leave=False) as bar:
+        for start in range(0, len(texts), TEXTS_PER_PASS):
+            part = slice(start, start + TEXTS_PER_PASS)
+            found.append(_read_twice(model, *_aligned(model, prompts[part], texts[part]), operators, places))
+            bar.update(len(texts[part]))
+    return Indicators(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def changes(steered: Indicators, unsteered: Indicators) -> dict[str, float]:
+    """Return what a run's indicators say as a few numbers, each a mean over its texts and 0 where nothing is steered.
+
+    Args:
+        steered: of the texts that the steered model wrote.
+        unsteered: of those that the model wrote for the same prompts without a steering.
+
+    Returns:
+        hesitation: log of the branching factor over that without steering.
+        hesitation on one text: log of the branching factor over that of the unsteered model on the same text.
+        reach: log of the tokens read over those that the unsteered model reads in the same text.
+        towards the push: KL to what the push says, before minus after, in nats.
+        shift: log of 1 + KL(steered || unsteered), nats.
+    """
+    return {
+        "hesitation": (steered.entropy.mean() - unsteered.entropy.mean()).item(),
+        "hesitation on one text": (steered.entropy - steered.entropy_before).mean().item(),
+        "reach": (steered.reach / steered.reach_before).log().mean().item(),
+        "towards the push": (steered.to_push_before - steered.to_push).nan_to_num().mean().item(),
+        "shift": steered.shift.log1p().mean().item(),
+    }
+
+
+@dataclass(frozen=True)
+class TrafficLight:
+    """What to expect of a steering, from inside the model alone: no text was judged.
+
+    Args:
+        colour: "red" (its texts are likely to fall apart), "amber" (readable, but the behaviour is not likely to show)
+            or "green".
+        reasons: one sentence for each thing that was looked at.
+        numbers: the two probabilities, and the changes that they come from.
+        texts: what the steered model wrote, for the reader's own eyes.
+    """
+
+    colour: str
+    reasons: list[str]
+    numbers: dict[str, float]
+    texts: list[str] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return "\n  ".join([self.colour, *self.reasons])
+
+    def _repr_html_(self) -> str:
+        shade = {"red": "#c62828", "amber": "#b45309", "green": "#2e7d32"}[self.colour]
+        lines = "<br>".join(html.escape(reason) for reason in self.reasons)
+        return f"<p style='border-left:6px solid {shade};padding-left:8px'><b>{self.colour}</b><br>{lines}</p>"
+
+
+def traffic_light(model, prompts: Sequence[str], steering: Steering, *, template: str | None = None) -> TrafficLight:
+    """Say what to expect of a steering: 24 greedy tokens for each prompt, with it and without it, and one look inside.
+
+    Two logistic regressions on `changes`, fitted on the steered runs of chapter 16: one for coherent texts, one, with
+    squares, for texts that are coherent and show the behaviour. They come from one small model and ten behaviours.
+
+    Args:
+        model: a local model from `load()`.
+        prompts: eight or so, of the kind that the steering is for.
+        steering: any.
+        template: None or "chat".
+
+    Raises:
+        ValueError: as `generate` and `indicators`.
+    """
+    _require_local(model)
+    require_steering(steering, model)
+    prompts = apply_template(model, several(prompts), template)
+    texts = generate(model, prompts * 2, [None] * len(prompts) + [steering] * len(prompts), **GREEDY_24)
+    plain, steered = texts[: len(prompts)], texts[len(prompts) :]
+    found = changes(indicators(model, prompts, steered, steering), indicators(model, prompts, plain, None))
+    chance = {row["predicts"]: probability(found, row) for row in load_results("traffic_light")}
+    return TrafficLight(*verdict(chance, found), {**chance, **found}, steered)
+
+
+def probability(found: dict[str, float], row: dict) -> float:
+    """Return what a logistic regression makes of `changes`, each of them standardised, and of their squares.
+
+    Args:
+        found: what `changes` gave.
+        row: `bias`, and by name `center`, `scale`, `weight` and, where squares count, `square`.
+    """
+    total = row["bias"]
+    for name, per_deviation in row["weight"].items():
+        z = (found[name] - row["center"][name]) / row["scale"][name]
+        total += per_deviation * z + row["square"].get(name, 0.0) * z**2
+    return 1 / (1 + math.exp(-total))
+
+
+def verdict(chance: dict[str, float], found: dict[str, float]) -> tuple[str, list[str]]:
+    """Return the colour of a traffic light and its reasons, from two probabilities and the changes behind them."""
+    coherent, works = chance["coherent"], chance["works"]
+    colour = "red" if coherent < 0.5 else "green" if works >= 0.5 else "amber"
+    times = {name: math.exp(found[name]) for name in ("hesitation", "hesitation on one text", "reach")}
+    return colour, [
+        f"texts stay whole with probability {coherent:.2f}, and show the behaviour, too, with {works:.2f}",
+        f"branching factor: {times['hesitation']:.2f} x that without steering, "
+        f"{times['hesitation on one text']:.2f} x on the same text",
+        f"a head reads {times['reach']:.2f} x as many tokens",
+        f"KL to what the push says: {found['towards the push']:+.2f} nats nearer",
+        f"KL(steered || unsteered): {math.expm1(found['shift']):.2f} nats per token",
+    ]
+
+
 def _final_norm(model) -> nn.Module:
     """Find the norm before the unembedding: the last module outside the blocks with one weight per dimension."""
     module, blocks = model._module, anatomy(model).blocks
@@ -310,3 +510,93 @@ def _widen(cache, rows: int):
         for layer in wide.layers:
             layer.keys, layer.values = (t.expand(rows, -1, -1, -1) for t in (layer.keys, layer.values))
     return wide
+
+
+def _require_local(model) -> None:
+    if info(model).remote:
+        raise ValueError("Attention weights are read on local models only; load the model without remote.")
+
+
+@contextmanager
+def _eager(model) -> Iterator[None]:
+    """Let attention hand out its weights for a while: only transformers' eager implementation does."""
+    module = model._module
+    kept = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        module.set_attn_implementation(kept)
+
+
+def _aligned(model, prompts: list[str], texts: list[str]) -> tuple[dict[str, Tensor], int]:
+    """Return a batch in which all prompts end in one column, and how many columns they fill.
+
+    The prompts are padded on the left and the texts on the right.
+    """
+    rows = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        ids = token_ids(model, prompt + text)
+        read = max(1, common_beginning([token_ids(model, prompt), ids]))
+        if len(ids) == read:
+            raise ValueError(f"The text {text!r:.60} has no token of its own; give texts that are not empty.")
+        rows.append((ids[:read], ids[read:]))
+    left, right = (max(len(row[side]) for row in rows) for side in (0, 1))
+    ids = torch.full((len(rows), left + right), model.tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, (read, own) in enumerate(rows):
+        here = slice(left - len(read), left + len(own))
+        ids[row, here], mask[row, here] = torch.tensor(read + own), 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}, left
+
+
+def _read_twice(
+    model, batch: dict[str, Tensor], prompt: int, operators: Sequence[Operator], places: tuple[Place, int]
+) -> list[Tensor]:
+    """Return the fields of `Indicators` for one batch, (texts,) each; with operators every text is read twice."""
+    (place, layer), rows = places, len(batch["input_ids"])
+    twice = {name: torch.cat([tensor] * 2) for name, tensor in batch.items()} if operators else batch
+    steps = slice(prompt - 1, batch["input_ids"].shape[1] - 1)  # where the text's tokens are chosen
+    with model.trace(use_cache=False) as tracer:
+        with tracer.invoke(twice):
+            if operators:
+                apply(model, tracer, [(torch.arange(rows, 2 * rows), operators)], prompt)
+        with tracer.invoke():
+            if layer == place.layer:  # a block's attention comes before its output
+                heads = _attention_weights(model, layer)[:, :, steps].float().cpu().save()
+            state = Sites(model).read(place)[:, steps].float().cpu().save()
+            if layer != place.layer:
+                heads = _attention_weights(model, layer)[:, :, steps].float().cpu().save()
+            logits = model.output.logits[:, steps].float().cpu().save()
+    chosen = batch["input_ids"][:, prompt:, None]
+    real = batch["attention_mask"][:, prompt:].float()
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * real).sum(-1) / real.sum(-1)
+
+    log_p = logits.log_softmax(-1).split(rows)  # before, after
+    read = entropy(heads.log()).exp().mean(1).split(rows)
+    shift, push = torch.zeros(rows), [torch.full((rows,), torch.nan)] * 2
+    if operators:
+        shift = mean(divergence(log_p[1], log_p[0]))
+        before, after = state.split(rows)
+        along = ((after - before) * real[..., None]).sum(1) / real.sum(-1, keepdim=True)
+        said = _said_by(model, along)[:, None]  # (texts, 1, vocabulary)
+        push = [mean(divergence(_said_by(model, one), said)) for one in (after, before)]
+    surprise = -mean(log_p[0].gather(-1, chosen)[..., 0])
+    pairs = [mean(entropy(one)) for one in (log_p[-1], log_p[0])] + [mean(one) for one in (read[-1], read[0])]
+    return [*pairs, *push, shift, surprise]
+
+
+def _said_by(model, state: Tensor) -> Tensor:
+    """Return the log-probabilities that a state of the residual stream, (..., hidden), has for the next token."""
+    norm = _final_norm(model)
+    with torch.no_grad():
+        return unembed(model, norm(state.to(norm.weight)).float()).log_softmax(-1)
+
+
+def _attention_weights(model, layer: int) -> Tensor:
+    """Return a layer's attention weights inside a trace, (texts, heads, tokens, tokens read)."""
+    found = anatomy(model)
+    return model.get(f"{found.blocks}.{layer}.{found.attention.rsplit('.', 1)[0]}").output[1]

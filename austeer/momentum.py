@@ -27,7 +27,7 @@ class AtomicUnits:
     """Chosen units of one site, best first.
 
     Args:
-        site: "attention", "ffn", "neuron" or "residual".
+        site: "attention", "ffn", "neuron", "residual", or, where the FFN is gated, "gate".
         layer: (k,) int64, 0-based.
         index: (k,) int64, the dimension inside the layer.
         beta: (k,) float32, the signed score in [-1, 1].
@@ -272,7 +272,7 @@ def activation_momentum(
     Args:
         model: a model from `load()`.
         pairs: contrastive pairs; pairs of one topic are swapped together by `null`.
-        site: "attention", "ffn", "neuron" or "residual".
+        site: "attention", "ffn", "neuron", "residual", or, where the FFN is gated, "gate".
         template: None or "chat".
         tokens_per_pass: bounds the memory of a pass; the result does not depend on it beyond rounding.
 

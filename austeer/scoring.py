@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -10,10 +12,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from austeer.activations import TOKENS_PER_PASS
+from austeer.data import load_pairs, load_prompts
 from austeer.generation import quiet
 from austeer.models import common_beginning, encode, several, token_ids
 from austeer.remote import bundles, run
 from austeer.steering import Operator, Steering, apply, require_steering
+
+PAIRS = ("agreement", "concepts", "formality", "hedging", "refusal", "sentiment")
+PROMPTS = ("dubious", "lookalikes", "openings", "requests")  # with the above: the texts that make the dictionary
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 def sentiment(texts: Sequence[str]) -> Tensor:
@@ -157,6 +164,67 @@ def repetition(texts: Sequence[str], n: int = 3) -> Tensor:
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
         shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
     return torch.tensor(shares)
+
+
+def hits(texts: Sequence[str], words: Collection[str], most: int = 3) -> Tensor:
+    """Return how many of a text's words are in a list, counted up to `most`, as a share of it: (texts,) in [0, 1].
+
+    Example:
+        >>> from austeer.scoring import hits
+        >>> hits(["The sea, the sea!", "A field."], {"sea", "wave"}, most=2)
+        tensor([1., 0.])
+    """
+    found = [sum(word in words for word in WORD.findall(text.lower())) for text in several(texts)]
+    return torch.tensor(found).clamp(max=most) / most
+
+
+def coherence(texts: Sequence[str]) -> Tensor:
+    """Return the share of known words times the share of word 3-grams that are no repetition: (texts,) in [0, 1].
+
+    A stretch between two spaces is known if it is a number of up to four digits, or if each of its words is in the
+    dictionary or looks like a name (one capital, then small letters). The dictionary holds the words of the book's own
+    hand-written sets, about 8,000. No language model has a say in it, and none in what makes a sentence: salad of real
+    words passes.
+
+    Example:
+        >>> from austeer.scoring import coherence
+        >>> coherence(["The baby looked at Lily.", "The thq bxby looked.", "the sea the sea the sea"])
+        tensor([1.0000, 0.5000, 0.5000])
+    """
+    return known(texts) * (1 - repetition(texts))
+
+
+def known(texts: Sequence[str]) -> Tensor:
+    """Return the share of stretches between spaces that are known, as `coherence` has it: (texts,), 0 if empty."""
+    shares = []
+    for text in several(texts):
+        stretches = [_known(stretch) for stretch in text.split()]
+        shares.append(sum(stretches) / len(stretches) if stretches else 0.0)
+    return torch.tensor(shares)
+
+
+def _known(stretch: str) -> bool:
+    stretch = re.sub(r"(?<=\d)(st|nd|rd|th|s)\b", "", stretch)  # 2nd, 1990s
+    if re.search(r"\d{5}|[^\W\d_]\d|\d[^\W\d_]|\ufffd", stretch):
+        return False
+    words = WORD.findall(stretch)
+    if not words:
+        return bool(re.search(r"\d", stretch)) or stretch in ("-", "–", "—", "*", "&", "...")
+    return all(_is_word(word) for word in words)
+
+
+def _is_word(word: str) -> bool:
+    small = word.lower().replace("’", "'")
+    whole = small in _dictionary() or small.split("'")[0] in _dictionary()  # "Tom's", "couldn't"
+    return (whole and len(small) > 1) or small in ("a", "i") or bool(re.fullmatch("[A-Z][a-z]+('s)?", word))
+
+
+@cache
+def _dictionary() -> frozenset[str]:
+    pairs = [pair for name in PAIRS for pair in load_pairs(name)]
+    texts = [text for pair in pairs for text in (pair.prompt, pair.positive, pair.negative)]
+    texts += [item.prompt for name in PROMPTS for item in load_prompts(name)]
+    return frozenset(word for text in texts for word in WORD.findall(text.lower().replace("’", "'")))
 
 
 def at_price(effects: Sequence[float], prices: Sequence[float], price: float) -> float:

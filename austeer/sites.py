@@ -1,4 +1,4 @@
-"""Where units live: find, read, write and weigh the four sites of a decoder, from its module tree alone."""
+"""Where units live: find, read, write and weigh the sites of a decoder, from its module tree alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-SITES = ("attention", "neuron", "ffn", "residual")  # in the order in which a block computes them
+SITES = ("attention", "gate", "neuron", "ffn", "residual")  # in the order in which a block computes them
 
 
 # What runs inside a trace may run on a server with another Python, where functions and classes arrive as source. The
@@ -42,6 +42,8 @@ class Anatomy:
     Args:
         blocks: path of the list of decoder layers, such as "model.layers".
         attention: path, inside a layer, of the attention output projection; its input is the `attention` site.
+        gate: path, inside a layer, of the activation function of a gated FFN: its output is the `gate` site, which
+            times another map's output is the `neuron` site (None: no gate).
         down: path, inside a layer, of the FFN's down projection: its input is the `neuron` site, its output `ffn`.
         layers: how many layers there are.
         heads: attention heads per layer (0: none); head h is the h-th of as many equal blocks of attention units.
@@ -49,9 +51,10 @@ class Anatomy:
     """
 
     def __init__(
-        self, blocks: str, attention: str | None, down: str | None, layers: int, heads: int, widths: dict[str, int]
-    ):
-        self.blocks, self.attention, self.down = blocks, attention, down
+        self, blocks: str, attention: str | None, gate: str | None, down: str | None, layers: int, heads: int,
+        widths: dict[str, int],
+    ):  # fmt: skip
+        self.blocks, self.attention, self.gate, self.down = blocks, attention, gate, down
         self.layers, self.heads, self.widths = layers, heads, widths
 
     def __eq__(self, other: object) -> bool:
@@ -86,7 +89,7 @@ def anatomy(model) -> Anatomy:
 
     The blocks are the `ModuleList` with as many entries as the configuration has layers. Inside a block the output
     projection of attention (of the FFN) is the last linear map, below a child whose name says attention (FFN), that
-    writes vectors of the hidden size.
+    writes vectors of the hidden size. A FFN is gated if its other maps write two numbers for each neuron.
 
     Args:
         model: an nnsight model or a plain Hugging Face one.
@@ -103,13 +106,16 @@ def anatomy(model) -> Anatomy:
     block = module.get_submodule(blocks[0])[0]
     attention = _projection(block, hidden, ("attn", "attention"))
     down = _projection(block, hidden, ("mlp", "ffn", "feed_forward"))
+    gate = _activation(block, down) if down else None
     widths = {"residual": hidden}
     if attention:
         widths["attention"] = linear_weight(block.get_submodule(attention)).shape[1]
     if down:
         widths["neuron"], widths["ffn"] = linear_weight(block.get_submodule(down)).shape[1], hidden
+    if gate:
+        widths["gate"] = widths["neuron"]
     kept = {site: widths[site] for site in SITES if site in widths}
-    return Anatomy(blocks[0], attention, down, count, getattr(config, "num_attention_heads", 0), kept)
+    return Anatomy(blocks[0], attention, gate, down, count, getattr(config, "num_attention_heads", 0), kept)
 
 
 def _projection(block: nn.Module, hidden: int, words: tuple[str, ...]) -> str | None:
@@ -123,16 +129,30 @@ def _projection(block: nn.Module, hidden: int, words: tuple[str, ...]) -> str | 
     return found
 
 
+def _activation(block: nn.Module, down: str) -> str | None:
+    """Name the activation function beside the down projection of a gated FFN."""
+    ffn, last = down.split(".")
+    linears = {name: m for name, m in block.get_submodule(ffn).named_children() if isinstance(m, (nn.Linear, Conv1D))}
+    neurons = linear_weight(linears.pop(last)).shape[1]
+    if sum(linear_weight(linear).shape[0] for linear in linears.values()) != 2 * neurons:
+        return None
+    found = [name for name, _ in block.get_submodule(ffn).named_children() if name.startswith("act")]
+    return f"{ffn}.{found[0]}" if found else None
+
+
 def projection(model, place: Place):
     """Return the linear map at a place: its `nn.Module` for a plain model, its envoy for an nnsight model.
 
     Raises:
-        ValueError: the residual site, which has no projection of its own, or a layer that the model does not have.
+        ValueError: the residual or the gate site, which have no projection of their own, or a layer that the model
+            does not have.
     """
     found = anatomy(model)
     found.require(place.site, place.layer)
     if place.site == "residual":
         raise ValueError("The residual site is a block's output and has no projection; use attention, neuron or ffn.")
+    if place.site == "gate":
+        raise ValueError("A gate writes nothing by itself: it is a factor of its neuron. Use the neuron site.")
     path = f"{found.blocks}.{place.layer}.{found.attention if place.site == 'attention' else found.down}"
     return model.get(path) if hasattr(model, "_module") else model.get_submodule(path)
 
@@ -153,7 +173,7 @@ def weight(model, place: Place) -> torch.Tensor:
         (hidden, width) in the model's dtype.
 
     Raises:
-        ValueError: a site or layer that the model does not have, or a remote model.
+        ValueError: a site or layer that the model does not have, the gate, which is only a factor, or a remote model.
     """
     found = anatomy(model)
     width = found.require(place.site, place.layer)
@@ -177,24 +197,24 @@ class Sites:
         blocks = model.get(self.anatomy.blocks)
         self._blocks = [blocks[layer] for layer in range(self.anatomy.layers)]
 
-    def _projection(self, place: Place):
-        path = self.anatomy.attention if place.site == "attention" else self.anatomy.down
-        return self._blocks[place.layer].get(path)
+    def _envoy(self, place: Place):
+        paths = {"attention": self.anatomy.attention, "gate": self.anatomy.gate}
+        return self._blocks[place.layer].get(paths.get(place.site, self.anatomy.down))
 
     def read(self, place: Place) -> torch.Tensor:
         """Return the activations at a place, (texts, tokens, width); only inside a trace."""
         if place.site == "residual":
             output = self._blocks[place.layer].output
             return output[0] if isinstance(output, tuple) else output
-        projection = self._projection(place)
-        return projection.output if place.site == "ffn" else projection.input
+        module = self._envoy(place)
+        return module.output if place.site in ("gate", "ffn") else module.input
 
     def write(self, place: Place, value: torch.Tensor) -> None:
         """Replace the activations at a place; only inside a trace, after they were read."""
         if place.site == "residual":
             block = self._blocks[place.layer]
             block.output = (value, *block.output[1:]) if isinstance(block.output, tuple) else value
-        elif place.site == "ffn":
-            self._projection(place).output = value
+        elif place.site in ("gate", "ffn"):
+            self._envoy(place).output = value
         else:
-            self._projection(place).input = value
+            self._envoy(place).input = value

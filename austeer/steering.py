@@ -381,8 +381,8 @@ def bake(model, steering: Steering):
 
     Scales fold in every architecture. Shifts fold where the projection has a bias or its configuration can declare one
     (Llama, GPT-2, GPT-NeoX, attention of Qwen3 and Gemma); a Mistral or Qwen2 is written as a `LlamaForCausalLM` with
-    biases that computes the same. Refused, with the reason: a shift in the FFN of Qwen3 or Gemma, the residual stream,
-    positions other than "all", and operators that are no fixed scale or shift.
+    biases that computes the same. Refused, with the reason: a shift in the FFN of Qwen3 or Gemma, gates, the residual
+    stream, positions other than "all", and operators that are no fixed scale or shift.
 
     What `save_pretrained` writes, with the tokenizer beside it, is served like any other checkpoint: by
     `vllm serve DIRECTORY`, or by llama.cpp after `python convert_hf_to_gguf.py DIRECTORY --outfile steered.gguf`.
@@ -412,6 +412,8 @@ def bake(model, steering: Steering):
             raise ValueError(f"Weights act at every position, this operator at {operator.positions!r}; not bakeable.")
         if operator.site == "residual":
             raise ValueError("The residual stream is a sum, with no weight of its own to fold into; not bakeable.")
+        if operator.site == "gate":
+            raise ValueError("A gate is a factor of its neuron, with no weight of its own to fold into; not bakeable.")
         if type(operator) not in (Scale, Shift):
             raise ValueError(f"The operator {operator.name!r} is no fixed scale or shift of units; not bakeable.")
 

@@ -13,6 +13,7 @@ from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
+import riser
 import torch
 from equal_price import PRICE
 from gated import COMPLYING, LAYER, REFUSING, Fitted, refusal_pairs, requests
@@ -22,10 +23,11 @@ from tqdm.auto import tqdm
 
 import austeer as au
 from austeer.evaluation import GREEDY_24
-from austeer.methods import CAA, ITI, SADI, WAS, AUSteer, DirectionalAUSteer, LinAcT, MiMiC, ODESteer
+from austeer.methods import CAA, ITI, RISER, SADI, WAS, AUSteer, DirectionalAUSteer, LinAcT, MiMiC, ODESteer
 from austeer.methods.was import output_direction
+from austeer.models import info
 from austeer.scoring import interval
-from austeer.steering import Steering
+from austeer.steering import Shift, Steering
 
 REPEATS = 3
 UNITS = {"method": "AUSteer", "site": "attention", "choice": "momentum"}
@@ -103,14 +105,48 @@ def refusal(model) -> dict[str, Entry]:
     }
 
 
+def routing(model) -> dict[str, Entry]:
+    """Return what grants the wishes of chapter 12: the router of seed 0, and the best vector of its library alone."""
+    rows = Rows(RESULTS / "riser.jsonl", model)
+    known, (library, _, _) = riser.Table(rows, "train"), riser.library_at(rows, model, riser.LAYER)
+
+    def router() -> Steering:
+        prompts = [pair.prompt for _, pair in riser.wishes("train")]
+        states = au.collect(model, prompts, "residual")[:, riser.LAYER]
+        options = {"limit": known.levels[-1].item(), "start": known.best(), "steps": 200, **riser.TRAINING}
+        return RISER.fit(model, states, library, riser.LAYER, known, **options)
+
+    def single() -> Steering:
+        vector = library[known.gain[..., -1].mean(0).argmax()] * known.levels[-1]
+        index = torch.arange(len(vector))
+        tensors = {"layer": torch.full_like(index, riser.LAYER), "index": index, "value": vector}
+        return Steering([Shift("residual", tensors, "last")], info(model), {"method": "one vector"})
+
+    return {
+        "`RISER`": Entry("riser", {"method": "RISER", "seed": 0}, router),
+        "its best vector for all prompts": Entry("riser", {"method": "best single vector"}, single),
+    }
+
+
+def table_seconds() -> float:
+    """Return how long the table of rewards took from which the routers learn."""
+    return sum(row["seconds"] for row in au.load_results("riser") if row["cell"].get("table") == "train")
+
+
+def strength(row: dict) -> float:
+    """Return the strength of a row, which chapter 12 does not call alpha."""
+    return row["cell"].get("alpha", row["cell"].get("strength"))
+
+
 def measured(entry: Entry) -> list[dict]:
     """Return the rows of an entry on test items, at growing strength."""
     found = []
     for row in au.load_results(entry.rows):
         wanted = {"part": "test", **({"behaviour": "mood"} if "behaviour" in row["cell"] else {}), **entry.cell}
         variant = (SPECIAL & row["cell"].keys()) - entry.cell.keys()
-        found += [row] if wanted.items() <= row["cell"].items() and not variant else []
-    return sorted(found, key=lambda row: row["cell"]["alpha"])
+        complete = "perplexity" in row and strength(row) is not None
+        found += [row] if wanted.items() <= row["cell"].items() and not variant and complete else []
+    return sorted(found, key=strength)
 
 
 def effects(entry: Entry, unsteered: torch.Tensor) -> dict:
@@ -124,11 +160,13 @@ def effects(entry: Entry, unsteered: torch.Tensor) -> dict:
             for kind, of in (("dubious", "dubious"), ("harmless", "requests"))
         }
         cost = cost[:, None]
+    elif entry.rows == "riser":
+        each, cost = {"granted": torch.tensor([row["effect"] for row in rows])}, cost[:, None]
     else:
         both = torch.tensor([row["effect"] for row in rows])
         each = {"mood": both[:, 0] - both[:, 1]}
     found = {of: rounded(interval(au.draws_at_price(values, cost, unsteered, PRICE))) for of, values in each.items()}
-    alpha = torch.tensor([row["cell"]["alpha"] for row in rows])[:, None].expand(-1, cost.shape[-1])
+    alpha = torch.tensor([strength(row) for row in rows])[:, None].expand(-1, cost.shape[-1])
     return {"effects": found, "alpha": round(au.draws_at_price(alpha, cost, unsteered, PRICE, draws=1)[0].item(), 3)}
 
 
@@ -164,9 +202,12 @@ def main() -> None:
     openings = [item.prompt for item in au.load_task("mood", "test").items]
     plain = au.perplexity(model, au.generate(model, openings, None, **GREEDY_24), openings)
     (quiet,) = (row for row in au.load_results("gated") if row["cell"]["method"] == "none")
+    (calm,) = (row for row in au.load_results("riser") if row["cell"] == {"part": "test", "method": "unsteered"})
+    wishes = [pair.prompt for _, pair in riser.wishes("test")]
     groups = {
         "mood": (mood(model), openings, plain),
         "refusal": (refusal(model), requests(model)["dubious"].test[:24], torch.tensor(quiet["perplexity"])),
+        "routing": (routing(model), wishes, torch.tensor(calm["perplexity"])),
     }
     for behaviour, (entries, prompts, unsteered) in groups.items():
         for name, entry in tqdm(entries.items(), desc=behaviour):
@@ -175,7 +216,7 @@ def main() -> None:
                 continue
             start = perf_counter()
             steering = entry.fit()
-            seconds = round(perf_counter() - start, 1)
+            seconds = round(perf_counter() - start + (table_seconds() if behaviour == "routing" else 0), 1)
             found = effects(entry, unsteered)
             cost = token_cost(model, prompts, steering * found["alpha"])
             price = {"perplexity": round(PRICE * au.pooled(unsteered), 1)}

@@ -162,6 +162,8 @@ def _hook(module: PreTrainedModel, layer: int, site: str, edit: Edit):
         new = edit(output[0] if isinstance(output, tuple) else output)
         return (new, *output[1:]) if isinstance(output, tuple) and new is not None else new
 
+    if site == "gate":
+        return block.get_submodule("mlp.act_fn").register_forward_hook(after)
     if site in ("attention", "neuron"):
         return block.get_submodule(attention if site == "attention" else down).register_forward_pre_hook(before)
     return (block if site == "residual" else block.get_submodule(down)).register_forward_hook(after)

@@ -261,11 +261,11 @@ CASES: dict[str, tuple[Callable, str]] = {
     # Units
     "an unknown site": (
         lambda c: au.activation_momentum(c.model, PAIRS, "head"),
-        "ValueError: site is 'head'; give one of attention, neuron, ffn, residual.",
+        "ValueError: site is 'head'; give one of attention, gate, neuron, ffn, residual.",
     ),
     "an unknown site of activations in memory": (
         lambda c: au.momentum_of(torch.ones(4, 3, 32), torch.zeros(4, 3, 32), PAIRS, c.model, "head"),
-        "ValueError: site is 'head'; give one of attention, neuron, ffn, residual.",
+        "ValueError: site is 'head'; give one of attention, gate, neuron, ffn, residual.",
     ),
     "activations without layers": (
         lambda c: au.momentum_of(torch.ones(4, 32), torch.zeros(4, 32), PAIRS, c.model),
@@ -400,7 +400,7 @@ CASES: dict[str, tuple[Callable, str]] = {
     ),
     "an unknown site in a file": (
         lambda c: c.load(operator={"site": ["ffn"]}),
-        UNREADABLE + "site is ['ffn']; give one of attention, neuron, ffn, residual.",
+        UNREADABLE + "site is ['ffn']; give one of attention, gate, neuron, ffn, residual.",
     ),
     "positions that a file makes up": (
         lambda c: c.load(operator={"positions": "some"}),

@@ -139,3 +139,15 @@ def test_swapping_exchanges_the_sides_of_half_of_the_topics() -> None:
     assert all(len(sides) == 1 for sides in topics.values())
     assert sum(True in sides for sides in topics.values()) == len(topics) // 2
     assert swapped == au.swap_topics(pairs, seed=3) != au.swap_topics(pairs, seed=4)
+
+
+def test_pairs_by_word_end_behind_each_word_and_differ() -> None:
+    pairs = [
+        ContrastivePair("At noon", " the old man slept.", " the old dog ran far off.", "t"),
+        ContrastivePair("", "a b", "c"),
+    ]
+    cut = au.data.by_word(pairs)
+    assert [(pair.positive, pair.negative) for pair in cut] == [
+        (" the old man", " the old dog"), (" the old man slept.", " the old dog ran"), ("a", "c"),
+    ]  # fmt: skip
+    assert {(pair.prompt, pair.topic) for pair in cut} == {("At noon", "t"), ("", "")}

@@ -188,7 +188,7 @@ def test_70_billion_parameters_are_described_without_one_of_them() -> None:
         module = transformers.LlamaForCausalLM(config)
     found = anatomy(module)
     assert (found.layers, found.heads) == (80, 64)
-    assert found.widths == {"attention": 8192, "neuron": 28672, "ffn": 8192, "residual": 8192}
+    assert found.widths == {"attention": 8192, "gate": 28672, "neuron": 28672, "ffn": 8192, "residual": 8192}
     assert sum(weight.numel() for weight in module.parameters()) == 70_553_706_496
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import austeer as au
-from austeer.scoring import interval
+from austeer.scoring import coherence, hits, interval, known
 
 
 def test_sentiment_has_the_sign_of_the_mood() -> None:
@@ -116,6 +116,37 @@ def test_repetition_counts_n_grams_seen_before() -> None:
     found = au.repetition(["a b c a b c", "a b c d", "A B a b", "a", ""])
     assert found.tolist() == pytest.approx([0.25, 0, 0, 0, 0])
     assert au.repetition(["a a a a"], n=1).tolist() == pytest.approx([0.75])
+
+
+def test_hits_are_whole_words_up_to_a_limit() -> None:
+    texts = ["The sea, the SEA! Waves.", "Seas of wheat, a seaside.", ""]
+    assert torch.equal(hits(texts, {"sea", "waves"}), torch.tensor([1.0, 0.0, 0.0]))
+    assert torch.equal(hits(texts, ["sea"], most=4), torch.tensor([0.5, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("The baby looked at the sea.", 1.0),
+        ("In 1874, Marguerite counted 12 hares (at 7:45) on the 2nd.", 1.0),  # numbers, and what looks like a name
+        ("She said - it's well, and Tom's is not.", 1.0),  # a dash is no error
+        ("The zqx looked", 2 / 3),
+        ("the XQZ looked", 2 / 3),
+        ("well-known zq-known", 1 / 2),
+        ("The u looked ( (", 2 / 5),  # single letters and marks alone say nothing
+        (".0589217643828288 and", 1 / 2),
+        ("at-182SARADT63 The80%", 0.0),
+        ("\ufffd\ufffd \\\\ famous\ufffd", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_known_stretches_by_hand(text: str, share: float) -> None:
+    assert known([text]).item() == pytest.approx(share)
+
+
+def test_coherence_is_known_words_times_what_is_no_repetition() -> None:
+    texts = ["the sea the sea the sea", "the sea the zqx the sea", "We walked to the sea and it was cold."]
+    assert coherence(texts).tolist() == pytest.approx([0.5, 5 / 6, 1.0])
 
 
 def test_the_effect_at_a_price_is_interpolated() -> None:

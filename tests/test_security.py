@@ -229,7 +229,9 @@ def shown(tiny, some_units) -> dict[str, str]:
     place = au.sites.Place(0, "ffn")
     audit = au.generation.Audit([MARKUP], 1, {place: torch.ones(1, 1, dtype=torch.bool)})
     verdict = au.exercises.Verdict(False, MARKUP)
-    found = {type(one).__name__: one._repr_html_() for one in (units, steering, report, selection, audit, verdict)}
+    light = au.diagnostics.TrafficLight("red", [MARKUP], {MARKUP: 1.0}, [MARKUP])
+    faces = (units, steering, report, selection, audit, verdict, light)
+    found = {type(one).__name__: one._repr_html_() for one in faces}
     table = au.plots.side_by_side([MARKUP], {MARKUP: [MARKUP]})
     found["side_by_side"] = getattr(table, "data", None) or table._repr_html_()
     found["claims"] = au.claims._table({MARKUP: (1.0, 1.0, 0.1)}, {MARKUP: True}, [MARKUP])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MambaConfig, MambaForCausalLM, PreTrainedModel
 
+import austeer as au
 from austeer.models import encode
 from austeer.sites import SITES, Place, Sites, anatomy, projection, weight
 
@@ -14,10 +15,12 @@ WIDTHS = {  # neuron, attention; ffn and residual are the hidden size of 32
     "llama": (48, 32), "qwen3": (48, 48), "gpt2": (128, 32), "gemma2": (48, 32), "gpt_neox": (40, 32),
     "qwen2": (48, 32), "mistral": (48, 32), "gemma3_text": (48, 32),
 }  # fmt: skip
+UNGATED = ("gpt2", "gpt_neox")
 
 
 def places(model) -> list[Place]:
-    return [Place(layer, site) for layer in range(anatomy(model).layers) for site in SITES]
+    found = anatomy(model)
+    return [Place(layer, site) for layer in range(found.layers) for site in SITES if site in found.widths]
 
 
 def test_the_anatomy_names_blocks_and_projections(tiny, paths, kind: str) -> None:
@@ -28,7 +31,8 @@ def test_the_anatomy_names_blocks_and_projections(tiny, paths, kind: str) -> Non
 def test_the_anatomy_counts_layers_and_units(tiny, kind: str) -> None:
     found, (neuron, attention) = anatomy(tiny(kind)), WIDTHS[kind]
     assert found.layers == (3 if kind in ("llama", "qwen3") else 2)
-    assert found.widths == {"attention": attention, "neuron": neuron, "ffn": 32, "residual": 32}
+    gate = {} if kind in UNGATED else {"gate": neuron}
+    assert found.widths == {"attention": attention, **gate, "neuron": neuron, "ffn": 32, "residual": 32}
 
 
 def test_the_anatomy_of_a_plain_model_is_that_of_its_nnsight_model(tiny, plain, kind: str) -> None:
@@ -49,7 +53,7 @@ def test_the_attention_units_of_a_head_are_as_many_as_the_model_computes(tiny, k
 
 
 def test_places_sort_in_the_order_of_the_forward_pass() -> None:
-    ordered = [Place(0, "attention"), Place(0, "neuron"), Place(0, "ffn"), Place(0, "residual"), Place(1, "attention")]
+    ordered = [*(Place(0, site) for site in ("attention", "gate", "neuron", "ffn", "residual")), Place(1, "attention")]
     assert sorted(reversed(ordered), key=lambda place: place.order) == ordered
 
 
@@ -65,8 +69,40 @@ def test_reading_sees_what_a_hook_sees_at_every_site_and_layer(tiny, twin, hooke
         assert torch.equal(value, seen[place]), place
 
 
+def test_a_gate_times_another_map_is_the_neuron(tiny, kind: str) -> None:
+    model = tiny(kind)
+    if kind in UNGATED:
+        pytest.skip("has no gate")
+    with torch.no_grad(), model.trace(encode(model, TEXTS)):
+        sites = Sites(model)
+        gate = sites.read(Place(1, "gate")).clone().save()
+        up = model.model.layers[1].mlp.up_proj.output.clone().save()
+        neuron = sites.read(Place(1, "neuron")).clone().save()
+    assert torch.equal(gate * up, neuron)
+
+
+def test_a_model_without_gates_says_so(tiny) -> None:
+    with pytest.raises(ValueError, match="no 'gate' site .* it has attention, neuron, ffn, residual"):
+        anatomy(tiny("gpt2")).require("gate")
+
+
+def test_a_gate_has_no_projection_and_no_weight(tiny) -> None:
+    for look in (projection, weight):
+        with pytest.raises(ValueError, match="a factor of its neuron"):
+            look(tiny("llama"), Place(0, "gate"))
+
+
+def test_a_shift_of_gates_cannot_be_baked(tiny, some_units) -> None:
+    model = tiny("llama")
+    with pytest.raises(ValueError, match="a factor of its neuron"):
+        au.bake(model, au.methods.DirectionalAUSteer(some_units(model, "gate"), 1.0))
+
+
+@pytest.mark.parametrize("site", ["attention", "gate", "neuron", "ffn", "residual"])
 def test_writing_replaces_what_a_hook_replaces(tiny, twin, hooked, padded, kind: str, site: str) -> None:
     model, batch = tiny(kind), padded(TEXTS)
+    if site not in anatomy(model).widths:
+        pytest.skip("has no gate")
     layers = range(anatomy(model).layers)
     with hooked(twin(model), {(layer, site): lambda x: 1.5 * x.flip(-1) + 0.1 for layer in layers}):
         expected = twin(model)(**batch).logits
@@ -109,7 +145,7 @@ def test_the_residual_site_has_no_projection(tiny) -> None:
 
 
 def test_an_unknown_site_is_refused_with_the_known_ones(tiny) -> None:
-    with pytest.raises(ValueError, match="'head'; give one of attention, neuron, ffn, residual"):
+    with pytest.raises(ValueError, match="'head'; give one of attention, gate, neuron, ffn, residual"):
         anatomy(tiny("llama")).require("head")
 
 

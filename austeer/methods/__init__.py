@@ -2,25 +2,19 @@
 
 from austeer.methods.ablation import DirectionAblation
 from austeer.methods.alphasteer import AlphaSteer
+from austeer.methods.arm import ARM
 from austeer.methods.austeer import AUSteer, DirectionalAUSteer
 from austeer.methods.caa import CAA
 from austeer.methods.iti import ITI
 from austeer.methods.linact import LinAcT
 from austeer.methods.mimic import MiMiC
 from austeer.methods.odesteer import ODESteer
+from austeer.methods.riser import RISER
+from austeer.methods.rotation import Rotation
 from austeer.methods.sadi import SADI
 from austeer.methods.was import WAS
 
 __all__ = [
-    "CAA",
-    "ITI",
-    "SADI",
-    "WAS",
-    "AUSteer",
-    "AlphaSteer",
-    "DirectionAblation",
-    "DirectionalAUSteer",
-    "LinAcT",
-    "MiMiC",
-    "ODESteer",
-]
+    "ARM", "CAA", "ITI", "RISER", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionAblation", "DirectionalAUSteer",
+    "LinAcT", "MiMiC", "ODESteer", "Rotation",
+]  # fmt: skip

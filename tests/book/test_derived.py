@@ -10,7 +10,9 @@ import pytest
 from notebooks import ROOT, tags
 
 import austeer.methods.alphasteer
+import austeer.methods.arm
 import austeer.methods.odesteer
+import austeer.methods.riser
 import austeer.momentum
 import austeer.small.diffusion
 
@@ -18,6 +20,8 @@ HOME = {
     "corrupt": austeer.small.diffusion,
     "field": austeer.methods.odesteer,
     "null_space": austeer.methods.alphasteer,
+    "policy_loss": austeer.methods.riser,
+    "redistribute": austeer.methods.arm,
     "ridge_gate": austeer.methods.alphasteer,
     "signed_score": austeer.momentum,
 }

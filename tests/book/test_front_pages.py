@@ -27,3 +27,13 @@ def test_the_example_is_what_chapter_0_prints(page: str) -> None:
 @pytest.mark.parametrize("page", ["README.md", "book/index.md"])
 def test_nothing_is_left_to_fill_in(page: str) -> None:
     assert "%%" not in (ROOT / page).read_text("utf-8")
+
+
+def test_no_sentence_is_lost_as_a_comment() -> None:
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "data" / "README.md", *(ROOT / "book").glob("*.md")]
+    texts = {page.name: page.read_text("utf-8") for page in pages}
+    for path in (ROOT / "book").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        texts[path.name] = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    lost = [name for name, text in texts.items() if re.search(r"^\s*%", text, re.MULTILINE)]
+    assert not lost, f"{', '.join(lost)}: MyST drops a line that begins with %"

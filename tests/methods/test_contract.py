@@ -12,6 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import austeer as au
 from austeer import methods
+from austeer.methods.riser import cognitive_vectors
 from austeer.methods.was import output_direction
 from austeer.models import cast
 from austeer.sites import Place
@@ -58,6 +59,14 @@ def controlled(model) -> Steering:
     return methods.WAS.fit(model, THEFTS, TASKS, direction, 90.0, hidden=16, template=None)
 
 
+def routed(model) -> Steering:
+    sides = au.collect(model, PAIRS, "residual")
+    library = cognitive_vectors((sides[0] - sides[1])[:, 1], 3)
+    states = au.collect(model, TASKS, "residual")[:, 1]
+    options = {"limit": 90.0, "steps": 5, "hidden": 16, "threshold": 0.4}
+    return methods.RISER.fit(model, states, library, 1, lambda rows, mixtures: mixtures.sum(1), **options)
+
+
 FIRST_PASS = (  # rules that are tried in a first pass over activations
     "a_factor_scales_the_displacement",
     "a_minus_negates_the_displacement",
@@ -87,12 +96,22 @@ CONTRACT = [
         lambda model: methods.MiMiC.fit(model, PAIRS, layer=1, alpha=40.0),
         {"a_minus_negates_the_displacement": "A map has no negative: it is refused."},
     ),
+    Listed(
+        "Rotation",
+        lambda model: methods.Rotation(au.activation_momentum(model, PAIRS, "residual"), layer=1, alpha=0.9),
+        {
+            "a_factor_scales_the_displacement": "Its strength is an angle, and half the angle is not half the chord.",
+            "a_minus_negates_the_displacement": "It turns the other way by the same angle, along another chord.",
+        },
+    ),
     Listed("AlphaSteer", lambda model: gated(model)),
     Listed(
         "DirectionAblation",
         lambda model: methods.DirectionAblation.fit(model, PAIRS, layer=1),
         {"a_minus_negates_the_displacement": "A projection has no sign: it is refused."},
     ),
+    Listed("ARM", lambda model: methods.ARM(model, least=0.25) * 20),
+    Listed("RISER", lambda model: routed(model)),
     Listed("WAS", lambda model: controlled(model), dict.fromkeys(FIRST_PASS, "It leaves the prompt's own pass alone.")),
 ]
 
