@@ -210,7 +210,7 @@ def units(rows: Rows, model, name: str) -> None:
     test, (where, _) = Writing(rows, model, "test"), choose(rows, model, name)
     momentum = Vectors(model, name, where).read("attention")
     chosen = {(k, by): momentum.top(k, by) for k in (5, 20, 80) for by in ("momentum", "mean_difference")}
-    chosen |= {(20, f"random {seed}"): momentum.random(20, seed) for seed in range(6)}
+    chosen |= {(k, f"random {seed}"): momentum.random(k, seed) for k in (5, 20) for seed in range(6)}
     for (k, by), own in chosen.items():
         cell = {"set": name, "where": where, "way": "units", "k": k, "by": by}
         test.at_price(cell, lambda s, own=own: DirectionalAUSteer(own, s), 80 / k)
