@@ -63,7 +63,7 @@ class DirectionAblation(Steering):
         >>> model = au.load()
         >>> pairs = au.load_pairs("sentiment")[:16]
         >>> au.methods.DirectionAblation.fit(model, pairs, layer=20)
-        Steering of SmolLM2-135M-Instruct (method DirectionAblation, positions all, read at 20, site residual)
+        Steering of SmolLM2-135M-Instruct (method DirectionAblation, positions all, site residual, read at 20)
           1 x projection at 30 places of residual, layers 0 to 29, positions: all
     """
 

@@ -73,8 +73,8 @@ def estimate(module: nn.Module, ids: Tensor, real: Tensor, answer: Tensor, gener
         (texts,) float32, in nats.
     """
     masked, weight = corrupt(answer, generator)
-    corrupted = torch.where(masked, module.config.mask_token_id, ids)
-    logits = module(input_ids=corrupted, attention_mask=real.long(), use_cache=False).logits
+    corrupted = torch.where(masked, module.config.mask_token_id, ids).to(module.device)
+    logits = module(input_ids=corrupted, attention_mask=real.long().to(module.device), use_cache=False).logits.cpu()
     loss = nn.functional.cross_entropy(logits[masked], ids[masked], reduction="none")
     return torch.zeros(masked.shape).masked_scatter(masked, loss).sum(-1) * weight[:, 0]
 

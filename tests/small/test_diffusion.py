@@ -36,7 +36,7 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Any:
     for weight in module.parameters():
         if weight.ndim > 1:
             weight *= 8
-    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder = tmp_path_factory.getbasetemp() / "tiny-diffusion"
     small.save(module, folder, {})
     return small.load(folder)
 
@@ -108,7 +108,7 @@ def test_with_exact_conditionals_the_bound_is_the_log_probability() -> None:
                     logits[row, place, token] = math.log(p) if p else -30.0
         return SimpleNamespace(logits=logits)
 
-    exact.config = SimpleNamespace(mask_token_id=MASK)  # type: ignore[attr-defined]
+    exact.config, exact.device = SimpleNamespace(mask_token_id=MASK), "cpu"  # type: ignore[attr-defined]
     for text, p in joint.items():
         mean, error = estimated(exact, text, range(3), 3000)
         assert mean == pytest.approx(-math.log(p), abs=4 * error + 1e-4)
