@@ -309,7 +309,7 @@ def llada(source: str | os.PathLike, *, device: str = "cpu", dtype: str = "bfloa
     them; not run on the released weights.
 
     Args:
-        source: a directory, or the hub id, with config.json, the tokenizer and *.safetensors.
+        source: a directory, or the hub id, with config.json, the tokenizer and the weights as safetensors.
         device, dtype: as in `au.load`.
 
     Returns:
