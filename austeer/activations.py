@@ -186,6 +186,7 @@ def _may_join(model, columns: int) -> bool:
     windows = [getattr(config, name, None) or columns for name in ("sliding_window", "attention_chunk_size")]
     takes = "position_ids" in inspect.signature(forward).parameters
     known = getattr(config, "_attn_implementation", None) in ("eager", "sdpa")
+    known &= getattr(config, "is_causal", True)  # a model that sees both ways would be made to see one way
     return takes and known and info(model).remote is not True and columns <= min(windows)
 
 

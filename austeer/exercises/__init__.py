@@ -6,6 +6,7 @@ from austeer.exercises.alphasteer import check_projector, check_soft_gate
 from austeer.exercises.atomic_units import check_contributions, check_head_writes, check_scale_output
 from austeer.exercises.caa import check_common_share, check_matching
 from austeer.exercises.controllers import check_arrived, check_last_gradient
+from austeer.exercises.diffusion import check_mask_weight, check_unmask
 from austeer.exercises.evaluation import check_calibrated, check_mcnemar
 from austeer.exercises.heterogeneity import check_curse, check_discoveries, check_normalised_kl
 from austeer.exercises.indicators import check_alike, check_turn
@@ -40,6 +41,7 @@ __all__ = [
     "check_head_writes",
     "check_last_gradient",
     "check_log_odds",
+    "check_mask_weight",
     "check_matching",
     "check_mcnemar",
     "check_normalised_kl",
@@ -57,4 +59,5 @@ __all__ = [
     "check_target",
     "check_turn",
     "check_units_per_layer",
+    "check_unmask",
 ]

@@ -25,7 +25,7 @@ def check_replaced_share(replaced_share: Callable[[Tensor, float, float, float],
         if found == 5:
             return Verdict(False, f"{wrong} compare sizes; a gate far below zero is not near zero.")
         if found == 4:
-            return Verdict(False, f"{wrong} the spread is the median distance from the median size, not that size.")
+            return Verdict(False, f"{wrong} the spread is the median distance of the sizes from their median.")
         return Verdict(False, f"{wrong} it is {found / 9:.3f}, and {3 / 9:.3f} was expected.")
     low, high = (float(replaced_share(a.clone(), 0.35, *bounds)) for bounds in ((0.5, 1.0), (0.0, 0.2)))
     if abs(low - 0.5) > 1e-6 or abs(high - 0.2) > 1e-6:

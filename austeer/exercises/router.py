@@ -48,8 +48,13 @@ def check_target(target: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         return Verdict(False, "all vectors that help are in it; keep the two that help most.")
     if torch.equal(found, torch.tensor([20.0, 0, 20, 0, 0])):
         return Verdict(False, "the largest strength is not always the best one: take the level of the largest gain.")
+    if torch.allclose(found, torch.tensor([0.9, 0, 1.5, 0, 0])):
+        return Verdict(False, "the two vectors are right; give their strengths, not what they gain.")
+    if torch.equal(found, torch.tensor([1.0, 0, 2, 0, 0])):
+        return Verdict(False, "these are places in `levels`; give the strengths that stand there.")
     if not torch.equal(found, torch.tensor([10.0, 0, 20, 0, 0])):
-        return Verdict(False, f"it gives {found.tolist()}, and [10, 0, 20, 0, 0] was expected: strengths, not gains.")
+        said = [round(x, 2) for x in found.tolist()]
+        return Verdict(False, f"it gives {said}, and [10, 0, 20, 0, 0] was expected: each at its own best strength.")
     alone = call(target, torch.tensor([[-1.0, -2.0], [0.5, 0.4], [-0.1, -3.0]]), torch.tensor([1.0, 2.0]))
     if isinstance(alone, Verdict) or torch.as_tensor(alone).tolist() != [0.0, 1.0, 0.0]:
         return Verdict(False, "where only one vector helps, the second place stays empty: a gain below 0 is no help.")

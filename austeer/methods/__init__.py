@@ -1,5 +1,6 @@
 """Steering methods, one file each; every method is fitted or given what was read, and is a `Steering`."""
 
+from austeer.methods.ablation import DirectionAblation
 from austeer.methods.alphasteer import AlphaSteer
 from austeer.methods.arm import ARM
 from austeer.methods.austeer import AUSteer, DirectionalAUSteer
@@ -14,6 +15,6 @@ from austeer.methods.sadi import SADI
 from austeer.methods.was import WAS
 
 __all__ = [
-    "ARM", "CAA", "ITI", "RISER", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionalAUSteer", "LinAcT", "MiMiC",
-    "ODESteer", "Rotation",
+    "ARM", "CAA", "ITI", "RISER", "SADI", "WAS", "AUSteer", "AlphaSteer", "DirectionAblation", "DirectionalAUSteer",
+    "LinAcT", "MiMiC", "ODESteer", "Rotation",
 ]  # fmt: skip

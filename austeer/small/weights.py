@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from austeer import models
 from austeer.data import own_folder
-from austeer.small import grammar
+from austeer.small import diffusion, grammar
 
 WEIGHTS, CARD = "model.safetensors", "card.json"
 
@@ -37,6 +37,8 @@ def load(name: str | os.PathLike, *, device: str = "cpu") -> TransformersModel:
     models.require_hash(folder / WEIGHTS, card(name)["sha256"])
     with models.no_widget_bars():
         module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    if not getattr(module.config, "is_causal", True):
+        diffusion.bidirectional(module)  # the configuration alone restores one half of it
     module.config._name_or_path = folder.name  # not the path on this machine: it goes into every saved steering
     return models.load(module, tokenizer=grammar.tokenizer(), device=device, bos=True)
 

@@ -20,6 +20,11 @@ def alike(score: torch.Tensor, success: torch.Tensor, setting: torch.Tensor, tie
     return ((difference > 0) + tie * (difference == 0))[pairs].mean().item()
 
 
+def averaged(score: torch.Tensor, success: torch.Tensor, setting: torch.Tensor) -> float:
+    parts = [alike(*(x[setting == one] for x in (score, success, setting))) for one in (0, 1, 3)]
+    return sum(parts) / len(parts)
+
+
 RIGHT = [
     (exercises.check_turn, turn),
     (exercises.check_alike, alike),
@@ -37,8 +42,9 @@ WRONG = [
     ),
     (exercises.check_turn, lambda x, v, a: turn(x, v, 2 * a), "directions are not"),
     (exercises.check_turn, lambda x, v, a: turn(x, v, a)[0], "one turned state"),
-    (exercises.check_alike, lambda score, success, setting: alike(score, success, torch.zeros(8)), "over all pairs"),
+    (exercises.check_alike, lambda score, success, setting: alike(score, success, torch.zeros(9)), "over all pairs"),
     (exercises.check_alike, lambda score, success, setting: alike(score, success, setting, 0.0), "a tie counts half"),
     (exercises.check_alike, lambda score, success, setting: alike(score, success, setting, 1.0), "a tie counts half"),
+    (exercises.check_alike, averaged, "do not average"),
     (exercises.check_alike, lambda score, success, setting: 0.9, "was expected"),
 ]

@@ -43,7 +43,9 @@ WRONG = [
     (exercises.check_advantages, lambda r: r / (r.std(0) + 1e-6), "their mean is 3"),
     (exercises.check_target, lambda gains, levels: target(gains, levels, 5), "keep the two"),
     (exercises.check_target, as_strong_as_possible, "not always the best"),
-    (exercises.check_target, lambda gains, levels: target(gains, gains[2]), "strengths, not gains"),
+    (exercises.check_target, lambda gains, levels: target(gains, levels).sign() * gains.amax(1), "what they gain"),
+    (exercises.check_target, lambda gains, levels: target(gains, torch.arange(3.0)), "places in `levels`"),
+    (exercises.check_target, lambda gains, levels: target(gains, levels) / 2, "its own best strength"),
     (exercises.check_target, even_if_harmful, "second place stays empty"),
     (exercises.check_target, lambda gains, levels: gains.max(1).values.topk(2).indices, "(5,)"),
 ]

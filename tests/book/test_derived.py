@@ -14,10 +14,12 @@ import austeer.methods.arm
 import austeer.methods.odesteer
 import austeer.methods.riser
 import austeer.momentum
+import austeer.small.diffusion
 import austeer.sparsity
 
 HOME = {
     "cett_at": austeer.sparsity,
+    "corrupt": austeer.small.diffusion,
     "field": austeer.methods.odesteer,
     "null_space": austeer.methods.alphasteer,
     "policy_loss": austeer.methods.riser,

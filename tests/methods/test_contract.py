@@ -105,6 +105,11 @@ CONTRACT = [
         },
     ),
     Listed("AlphaSteer", lambda model: gated(model)),
+    Listed(
+        "DirectionAblation",
+        lambda model: methods.DirectionAblation.fit(model, PAIRS, layer=1),
+        {"a_minus_negates_the_displacement": "A projection has no sign: it is refused."},
+    ),
     Listed("ARM", lambda model: methods.ARM(model, least=0.25) * 20),
     Listed("RISER", lambda model: routed(model)),
     Listed("WAS", lambda model: controlled(model), dict.fromkeys(FIRST_PASS, "It leaves the prompt's own pass alone.")),

@@ -11,7 +11,7 @@ from austeer import small
 from austeer.generation import Sampling
 from austeer.small import grammar, training
 
-NAMES = sorted(folder.parent.name for folder in au.data.own_folder("models").glob("*/card.json"))
+NAMES = sorted(folder.parent.name for folder in au.data.own_folder("models").glob("reviews-*/card.json"))
 
 
 @pytest.fixture(scope="module")
