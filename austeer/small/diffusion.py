@@ -110,7 +110,7 @@ def corrupt(answer: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]
     """
     n = answer.sum(-1, keepdim=True)
     even = (torch.randperm(len(answer), generator=generator) + torch.rand(1, generator=generator)) / len(answer)
-    k = (even[:, None] * n).long() + 1
+    k = (even[:, None] * n).long().clamp(max=n - 1) + 1
     order = torch.rand(answer.shape, generator=generator).masked_fill(~answer, 2.0).argsort(-1).argsort(-1)
     return order < k, n / k
 
