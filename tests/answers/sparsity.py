@@ -38,10 +38,16 @@ RIGHT = [
 WRONG = [
     (exercises.check_effective_number, lambda norms: 1 / effective_number(norms), "turn the fraction"),
     (exercises.check_effective_number, lambda norms: effective_number(norms) / norms.shape[-1], "a share"),
-    (exercises.check_effective_number, lambda norms: (norms > 0).sum(-1), "not zero"),
+    (exercises.check_effective_number, lambda norms: (norms > 0).sum(-1), "each as one"),
     (exercises.check_effective_number, lambda norms: effective_number(norms).mean(), "per token"),
     (exercises.check_effective_number, lambda norms: norms.sum(-1), "expected"),
     (exercises.check_cett_curve, of_lengths, "add the vectors"),
+    (
+        exercises.check_cett_curve,
+        lambda x, matrix: of_lengths(x, matrix) / of_lengths(x, matrix)[-1],
+        "add the vectors",
+    ),
+    (exercises.check_cett_curve, lambda x, matrix: cett_curve(x, matrix).clamp(max=1), "exceeds 1"),
     (exercises.check_cett_curve, by_activation, "not by its activation"),
     (exercises.check_cett_curve, longest_first, "begin with the shortest"),
     (exercises.check_cett_curve, lambda x, matrix: cett_curve(x, matrix) * (matrix @ x).norm(), "divide by"),
