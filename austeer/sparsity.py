@@ -21,7 +21,7 @@ HIGHEST = 0.99  # the largest candidate, as a quantile of the norms: the longest
 
 
 class Threshold(Operator):
-    """x_i <- 0 where |x_i| < threshold_i: `threshold`, (layers, width) float32, for the first layers of a model."""
+    """x_i <- 0 where its size is below threshold_i: `threshold`, (layers, width) float32, for a model's first layers."""
 
     name = "threshold"
 
@@ -35,7 +35,7 @@ class Threshold(Operator):
 
 
 class TopK(Operator):
-    """Keeps the largest |x_i| of every token and silences the others: `keep`, (layers,) int64, how many in a layer."""
+    """Keeps the largest x_i in size of every token and silences the others: `keep`, (layers,) int64, how many in a layer."""
 
     name = "top-k"
 
@@ -56,7 +56,7 @@ class Activity:
 
     Args:
         active: (layers, width) float32, the share of tokens in which a neuron was not 0.
-        size: (layers, width) float32, its mean |activation|.
+        size: (layers, width) float32, the mean size of its activation.
         nats: (texts,) float64, negative log-probability of each text; its first token is not scored.
         scored: (texts,) int64, how many tokens were.
         tokens: how many were read.
@@ -223,7 +223,7 @@ def sparsified(model, thresholds: Tensor) -> Steering:
 
 
 def fat(model, epsilon: float, site: str = "neuron") -> Steering:
-    """Silence every neuron on every token where |activation| < epsilon: one number for all layers (FAT-epsilon).
+    """Silence neurons wherever their activation is smaller than epsilon in size, one number for all layers (FAT-epsilon).
 
     Args:
         model: a model from `load()`.
@@ -236,7 +236,7 @@ def fat(model, epsilon: float, site: str = "neuron") -> Steering:
 
 
 def top_k(model, share: float, site: str = "neuron") -> Steering:
-    """Keep, on every token and in every layer, the same share of the neurons, those with the largest |activation|.
+    """Keep, on every token and in every layer, the same share of the neurons, those of the largest activation in size.
 
     Args:
         model: a model from `load()`.
