@@ -21,7 +21,7 @@ HIGHEST = 0.99  # the largest candidate, as a quantile of the norms: the longest
 
 
 class Threshold(Operator):
-    """x_i <- 0 where its size is below threshold_i: `threshold`, (layers, width) float32, for a model's first layers."""
+    """x_i <- 0 where its size is below threshold_i: `threshold`, (layers, width) float32, for first layers."""
 
     name = "threshold"
 
@@ -35,7 +35,7 @@ class Threshold(Operator):
 
 
 class TopK(Operator):
-    """Keeps the largest x_i in size of every token and silences the others: `keep`, (layers,) int64, how many in a layer."""
+    """Keeps the largest x_i of every token, in size, and no other: `keep`, (layers,) int64, how many of a layer."""
 
     name = "top-k"
 
@@ -223,7 +223,7 @@ def sparsified(model, thresholds: Tensor) -> Steering:
 
 
 def fat(model, epsilon: float, site: str = "neuron") -> Steering:
-    """Silence neurons wherever their activation is smaller than epsilon in size, one number for all layers (FAT-epsilon).
+    """Silence neurons wherever their activation is smaller than epsilon in size, one number for all (FAT-epsilon).
 
     Args:
         model: a model from `load()`.
