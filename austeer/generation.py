@@ -267,8 +267,12 @@ class Sampling(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the scores with noise, (texts, vocabulary)."""
-        uniform = torch.rand(scores.shape, generator=self.generator, dtype=torch.float64)
-        return scores - (-uniform.log()).log().to(scores)
+        return scores + gumbel(scores.shape, self.generator).to(scores)
+
+
+def gumbel(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return Gumbel noise, float64: where scores + noise is largest is a draw from softmax(scores)."""
+    return -(-torch.rand(shape, generator=generator, dtype=torch.float64).log()).log()
 
 
 class _Ticks(BaseStreamer):

@@ -73,16 +73,13 @@ class Activity:
         return (self.nats.sum() / self.scored.sum()).exp().item()
 
 
-def activity(
-    model, texts: Sequence[str], steering: Steering | None = None, tokens_per_pass: int = 2 * TOKENS_PER_PASS
-) -> Activity:
+def activity(model, texts: Sequence[str], steering: Steering | None = None) -> Activity:
     """Read texts, steered or not, and say how often each neuron is active and how well the texts are predicted.
 
     Args:
         model: a model from `load()`.
         texts: read as they are.
         steering: what is applied, such as `sparsified(...)`; activations are counted after it.
-        tokens_per_pass: bounds the memory of a pass.
 
     Raises:
         ValueError: no text, an empty or too long one, one of a single token, or a steering of another shape.
@@ -93,7 +90,7 @@ def activity(
     active = size = torch.zeros(1, dtype=torch.float64)
     nats, scored = torch.zeros(len(texts), dtype=torch.float64), torch.zeros(len(texts), dtype=torch.int64)
     tokens = 0
-    for rows, (counts, sizes, lost, read) in _passes(model, texts, tokens_per_pass, _active, operators):
+    for rows, (counts, sizes, lost, read) in _passes(model, texts, 2 * TOKENS_PER_PASS, _active, operators):
         active, size, tokens = active + counts, size + sizes, tokens + sum(read)
         nats[rows], scored[rows] = lost, torch.tensor(read) - 1
     if not scored.all():

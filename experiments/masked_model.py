@@ -23,7 +23,7 @@ def held_out(module, reviews: int = 512, draws: int = 8) -> dict:
     """Return the bound on the loss of new reviews, with its standard error, and the least there is: nats per answer."""
     new = grammar.sample(reviews, torch.Generator().manual_seed(0))
     bound = diffusion.bound(module, new, draws, torch.Generator().manual_seed(1))
-    least = -torch.tensor([diffusion.answer_log_probability(review) for review in new])
+    least = -torch.tensor([grammar.answer_log_probability(review) for review in new])
     excess = bound - least
     return {
         "bound, nats per answer": round(bound.mean().item(), 3), "least possible": round(least.mean().item(), 3),

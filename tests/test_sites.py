@@ -69,10 +69,9 @@ def test_reading_sees_what_a_hook_sees_at_every_site_and_layer(tiny, twin, hooke
         assert torch.equal(value, seen[place]), place
 
 
+@pytest.mark.parametrize("kind", [kind for kind in WIDTHS if kind not in UNGATED])
 def test_a_gate_times_another_map_is_the_neuron(tiny, kind: str) -> None:
     model = tiny(kind)
-    if kind in UNGATED:
-        pytest.skip("has no gate")
     with torch.no_grad(), model.trace(encode(model, TEXTS)):
         sites = Sites(model)
         gate = sites.read(Place(1, "gate")).clone().save()
@@ -98,11 +97,11 @@ def test_a_shift_of_gates_cannot_be_baked(tiny, some_units) -> None:
         au.bake(model, au.methods.DirectionalAUSteer(some_units(model, "gate"), 1.0))
 
 
-@pytest.mark.parametrize("site", ["attention", "gate", "neuron", "ffn", "residual"])
+@pytest.mark.parametrize(
+    ("kind", "site"), [(kind, site) for kind in WIDTHS for site in SITES if site != "gate" or kind not in UNGATED]
+)
 def test_writing_replaces_what_a_hook_replaces(tiny, twin, hooked, padded, kind: str, site: str) -> None:
     model, batch = tiny(kind), padded(TEXTS)
-    if site not in anatomy(model).widths:
-        pytest.skip("has no gate")
     layers = range(anatomy(model).layers)
     with hooked(twin(model), {(layer, site): lambda x: 1.5 * x.flip(-1) + 0.1 for layer in layers}):
         expected = twin(model)(**batch).logits

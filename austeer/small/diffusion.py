@@ -7,7 +7,6 @@ momentum and every steering are those of causal models.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from austeer import models
-from austeer.generation import quiet
+from austeer.generation import gumbel, quiet
 from austeer.models import apply_template, encode, info, several
 from austeer.sites import Place, Sites, anatomy
 from austeer.small import grammar, training
@@ -127,16 +126,6 @@ def bound(module: nn.Module, reviews: Sequence[grammar.Review], draws: int, gene
     parts = canvas(reviews)
     with torch.no_grad():
         return sum(estimate(module, *parts, generator) for _ in range(draws)) / draws
-
-
-def answer_log_probability(review: grammar.Review) -> float:
-    """Return the log-probability, in nats, of a review after its first sentence, in the language itself."""
-    words = review.prompt.split()
-    slots = {word: (slot, len(own)) for slot, lists in grammar.WORDS.items() for own in lists.values() for word in own}
-    form = tuple(f"{{{slots[word][0]}}}" if word in slots else word for word in words)
-    choices = [len(grammar.TOPICS), *(slots[word][1] for word in words if word in slots)]
-    first = grammar.PATTERNS[form].log_p - sum(map(math.log, choices))
-    return grammar.log_probability(review.text) - first
 
 
 def states(model, texts: Sequence[str], site: str = "residual", where: str = "last") -> Tensor:
@@ -260,7 +249,7 @@ def denoising(
         logits = _answer_logits(model, batch, steering.operators if acts else (), prompt)
         logits[..., mask] = -torch.inf
         if generator is not None and step == 0:
-            noise = -(-torch.rand(logits.shape, generator=generator, dtype=torch.float64).log()).log()
+            noise = gumbel(logits.shape, generator)
         token = (logits + noise).argmax(-1)
         sure = logits.softmax(-1).gather(-1, token[..., None])[..., 0]
         here = torch.arange(new_tokens) // size == block

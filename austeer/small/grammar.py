@@ -360,11 +360,18 @@ def log_probability(text: str) -> float:
         return -math.inf
     share = POSITIVE_SHARE if attributes.sentiment == "positive" else 1 - POSITIVE_SHARE
     choices = [len(PLANS), len(ATTRIBUTES["topic"]), len(ATTRIBUTES["formality"])]
-    forms = 0.0
-    for words in _sentences(text):
-        forms += PATTERNS[_pattern(words)].log_p
-        choices += [len(WORDS[slot][values]) for slot, values in (_TAGS[word] for word in words if word in _TAGS)]
-    return math.log(share) + forms - sum(map(math.log, choices))
+    return math.log(share) + sum(map(_log_p, _sentences(text))) - sum(map(math.log, choices))
+
+
+def answer_log_probability(review: Review) -> float:
+    """Return the log-probability, in nats, of a review after its first sentence."""
+    return log_probability(review.text) - _log_p(review.prompt.split()) + math.log(len(TOPICS))
+
+
+def _log_p(words: list[str]) -> float:
+    """Return the log-probability of a sentence, once its attributes and its place are known."""
+    choices = [len(WORDS[slot][values]) for slot, values in (_TAGS[word] for word in words if word in _TAGS)]
+    return PATTERNS[_pattern(words)].log_p - sum(map(math.log, choices))
 
 
 def _sentences(text: str) -> list[list[str]]:

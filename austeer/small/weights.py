@@ -68,7 +68,9 @@ def save(module: PreTrainedModel, folder: str | os.PathLike, about: dict) -> Non
     with (folder / WEIGHTS).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     said = {"sha256": digest, "parameters": sum(weight.numel() for weight in module.parameters()), **about}
-    (folder / CARD).write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+    beside = folder / f"{CARD}.partial"  # a folder without a card is no model, so a killed run leaves none
+    beside.write_text(json.dumps(said, indent=1) + "\n", "utf-8")
+    beside.replace(folder / CARD)
 
 
 def _folder(name: str | os.PathLike) -> Path:

@@ -136,14 +136,6 @@ def test_reviews_are_laid_out_as_the_sampler_reads_them(masked: Any) -> None:
         assert row[-1] == masked.tokenizer.eos_token_id
 
 
-def test_the_languages_own_log_probability_of_an_answer() -> None:
-    text = "some thoughts on the inn . the view has dismayed me . it deserves two stars ."
-    found = diffusion.answer_log_probability(grammar.Review(text, grammar.parse(text)))
-    judgement = math.log(1 / 10) + 3 * math.log(1 / 2) + math.log(1 / 3) + math.log(1 / 3)
-    verdict = math.log(1 / 6) + math.log(1 / 2) + math.log(1 / 2)
-    assert found == pytest.approx(math.log(1 / 4) + math.log(1 / 2) + math.log(0.3) + judgement + verdict)
-
-
 @pytest.mark.parametrize("padding", [0, 2])
 def test_a_token_sees_later_ones_whether_there_is_padding_or_not(masked: Any, padding: int) -> None:
     ids = torch.tensor([[masked.tokenizer.pad_token_id] * padding + [0, 5, 6, 7], [0] * padding + [0, 5, 6, 7]])

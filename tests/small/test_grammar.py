@@ -171,3 +171,11 @@ def test_a_word_is_a_token_and_a_text_comes_back() -> None:
 def test_draws_follow_from_the_generator() -> None:
     assert sample(5, generator(3)) == sample(5, generator(3))
     assert sample(5, generator(3)) != sample(5, generator(4))
+
+
+def test_the_languages_own_log_probability_of_an_answer() -> None:
+    text = "some thoughts on the inn . the view has dismayed me . it deserves two stars ."
+    found = grammar.answer_log_probability(grammar.Review(text, grammar.parse(text)))
+    judgement = math.log(1 / 10) + 3 * math.log(1 / 2) + math.log(1 / 3) + math.log(1 / 3)
+    verdict = math.log(1 / 6) + math.log(1 / 2) + math.log(1 / 2)
+    assert found == pytest.approx(math.log(1 / 4) + math.log(1 / 2) + math.log(0.3) + judgement + verdict)
