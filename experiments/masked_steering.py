@@ -5,7 +5,8 @@
 A row holds what was written after each prompt, one letter a text: what it says of an attribute (m: both values, x: no
 review), and whether it kept its topic. Where a vector is read and added is chosen on validation prompts; all else is on
 test prompts. A steering is written with both signs, and the noise of a prompt is the same in all rows. Resumable: a
-cell whose row is there is not run again. A quarter of an hour on a quiet CPU core, after experiments/masked_model.py.
+cell whose row is there is not run again. A second run gives the same letters; on another processor a near tie may turn
+a few texts, at most one in sixteen. A quarter of an hour on a quiet CPU core, after experiments/masked_model.py.
 """
 
 import sys
