@@ -15,7 +15,6 @@ from austeer.steering import Operator, Pass, Steering, require_strength
 
 PROMPTS, ROLLOUTS = 64, 8  # of one step of the training
 SPREAD = 0.1  # standard deviation of a sampled strength, as a share of the largest one
-OPEN = 0.7  # once trained, a gate is open where its probability is above this
 
 
 class RoutedShift(Operator):
@@ -58,7 +57,7 @@ class RISER(Steering):
     def fit(
         cls, model, states: Tensor, library: Tensor, layer: int, reward: Callable[[Tensor, Tensor], Tensor] | None, *,
         limit: float, start: Tensor | None = None, steps: int = 200, hidden: int = 1024, learning_rate: float = 1e-3,
-        seed: int = 0,
+        threshold: float = 0.7, seed: int = 0,
     ) -> RISER:  # fmt: skip
         """Let a router imitate mixtures that are known to be good, then train it by the reward of those it draws.
 
@@ -73,6 +72,7 @@ class RISER(Steering):
             start: (texts, vectors), mixtures to imitate in 200 steps first, or None.
             steps: of the policy gradient.
             hidden, learning_rate: width of the inner layer; of Adam.
+            threshold: once trained, a gate is open where p is above it.
             seed: of all that is drawn.
 
         Raises:
@@ -91,7 +91,7 @@ class RISER(Steering):
             settings = float(limit), steps, hidden, learning_rate, torch.Generator().manual_seed(seed)
             start = None if start is None else start.clone().float()
             router, curve = _train(states.clone().float(), len(library), start, reward, *settings)
-        fixed = {"limit": torch.tensor([float(limit)]), "threshold": torch.tensor([OPEN])}
+        fixed = {"limit": torch.tensor([float(limit)]), "threshold": torch.tensor([float(threshold)])}
         tensors = {"layer": torch.tensor([layer]), "library": library.float(), **router, **fixed}
         about = {"method": "RISER", "vectors": len(library), "limit": float(limit), "steps": steps, "seed": seed}
         about |= {"warm-up": start is not None, "site": "residual", "shape": [layers, width]}
